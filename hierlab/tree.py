@@ -46,8 +46,7 @@ class ClassTree:
         title: str = "",
         source: str = "",
     ):
-        self.name, self.title, self.source = name, title or name, source
-        self.level_names = tuple(level_names)
+        self.name, self.title, self.source, self.level_names = name, title or name, source, tuple(level_names)
         self.nodes = tuple(tuple(level) for level in nodes)
         self.ignore_codes = tuple(sorted(set(ignore_codes)))
         self.classes = tuple(tuple(node.name for node in level) for level in self.nodes)
@@ -188,6 +187,7 @@ class ClassTree:
     def unknown_codes_error(self, unknown: Counter, where: str = "The label raster") -> TreeError:
         """The error that says which codes the tree does not know, how many pixels bear each, and what to do."""
         listed = ", ".join(f"{code}: {count} px" for code, count in sorted(unknown.items())[:40])
+        listed += ", …" if len(unknown) > 40 else ""
         return TreeError(
             f"{where} holds {len(unknown)} code(s) that the tree '{self.name}' does not know ({listed}). "
             "Add each to a class's `codes` or to `ignore` in the tree's YAML, or choose another tree."
@@ -274,11 +274,10 @@ class ClassTree:
         """
         if rule not in RULES:
             raise ValueError(f"The decoding rule is one of {', '.join(RULES)}; got {rule!r}.")
-        paths = self.paths.to(logits[0].device)
         if len(logits) == 1 and self.depth > 1:
             self._check_logits(logits, self.sizes[-1:])
             leaf = _finite(logits[0]).argmax(1)
-            return paths[self._first_path.to(leaf.device)[leaf]].movedim(-1, 1)
+            return self.paths_of(leaf)
         self._check_logits(logits, self.sizes)
         log_norms = [_log_norm(level) if rule == "log_softmax" else None for level in logits]
         partial: list[Tensor] = [torch.empty(0)] * self.depth
@@ -296,7 +295,11 @@ class ClassTree:
             else:
                 choice.masked_fill_(partial[-1] > best, number)
                 torch.maximum(best, partial[-1], out=best)
-        return paths[choice.long()].movedim(-1, 1)
+        return self.paths.to(choice.device)[choice.long()].movedim(-1, 1)
+
+    def paths_of(self, leaf: Tensor) -> Tensor:
+        """Leaf classes (B, H, W) to per-level classes (B, L, H, W), each leaf on its first path."""
+        return self.paths.to(leaf.device)[self._first_path.to(leaf.device)[leaf]].movedim(-1, 1)
 
     @cached_property
     def _first_path(self) -> Tensor:

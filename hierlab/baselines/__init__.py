@@ -1,0 +1,1 @@
+"""Comparators that no library has, a file each."""

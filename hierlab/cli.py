@@ -1,0 +1,348 @@
+"""The command line: train, evaluate, map, list, describe, bench.
+
+Each command says what it found before any long work, shows progress, and ends with a table and a picture. Bad input
+ends with one message and exit code 2, without a traceback.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import profiles
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Land-cover maps that obey a class tree: train on your rasters and labels, evaluate, map.",
+    epilog="A first run:  hierlab train --images scene.tif --labels labels.tif --tree mine.yaml --out run/",
+)
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure speed and memory side by side, into a CSV named by the machine."
+)
+app.add_typer(bench, name="bench")
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+SEVERAL = ("--images", "--labels", "--bands")
+KINDS = ("networks", "trees", "datasets", "experiments")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line on ``arguments`` (by default those of the process)."""
+    try:
+        app(spread(sys.argv[1:] if arguments is None else arguments), prog_name="hierlab")
+    except (ValueError, OSError) as error:
+        print(f"hierlab: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """Let ``--images A B C`` stand for ``--images A --images B --images C`` (also ``--labels`` and ``--bands``)."""
+    result, option, first = [], None, False
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, first = (argument, True) if argument in SEVERAL else (None, False)
+            result.append(argument)
+        elif option and not first:
+            result += [option, argument]
+        else:
+            result.append(argument)
+            first = False
+    return result
+
+
+Images = Annotated[
+    list[Path],
+    typer.Option(help="One or more GeoTIFFs. Several single-band files are stacked as the bands of one scene."),
+]
+Labels = Annotated[list[Path], typer.Option(help="Label rasters: one for each image, or one that covers all.")]
+LabelCrs = Annotated[str | None, typer.Option(help="CRS of the labels, when their file says a wrong one or none.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command()
+def train(
+    images: Images,
+    labels: Labels,
+    tree: Annotated[str, typer.Option(help="Class tree: a shipped name (see `hierlab list trees`) or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    network: Annotated[str, typer.Option(help="See `hierlab list networks`.")] = "resnet18-unet",
+    head: Annotated[str, typer.Option(help="bhccm (every level of the tree) or flat (leaves only).")] = "bhccm",
+    profile: Annotated[
+        str | None, typer.Option(help=f"How long to train: {', '.join(profiles.PROFILES)} [default: laptop].")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split, the weights and the patches.")] = 0,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of the profile's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches a step, instead of the profile's.")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a training patch in pixels.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Encoder weights: imagenet (needs the network) or a file.")
+    ] = None,
+    bands: Annotated[list[str] | None, typer.Option(help="Bands to use, by name or number; all by default.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of the labelled pixels held out as blocks.")] = 0.2,
+    test: Annotated[float, typer.Option(help="A second held-out share, for `hierlab evaluate`.")] = 0.0,
+    block: Annotated[int | None, typer.Option(help="Side of a block in pixels [default: two patches].")] = None,
+    label_crs: LabelCrs = None,
+    only_present: Annotated[bool, typer.Option("--only-present", help="Drop classes that no label names.")] = False,
+    fusion: Annotated[str, typer.Option(help="BHCCM: both, coarse_to_fine, fine_to_coarse or none.")] = "both",
+    residual: Annotated[bool, typer.Option("--residual", help="BHCCM's residual variant.")] = False,
+    consistency: Annotated[str, typer.Option(help="Reading of L_HPC: path, concat or none.")] = "path",
+    alpha: Annotated[float, typer.Option(help="Weight of L_HPC in L_HSC.")] = 2.0,
+    rule: Annotated[str, typer.Option(help="Decoding: sigmoid (as printed) or log_softmax.")] = "sigmoid",
+) -> None:
+    """Train a hierarchical model on rasters and labels."""
+    from . import workflow
+    from .metrics import table
+    from .train import Interrupted, check_run
+    from .tree import RULES, ClassTree
+
+    _choice("--head", head, ("flat", "bhccm"))
+    _choice("--consistency", consistency, ("path", "concat", "none"))
+    _choice("--rule", rule, RULES)
+    check_run(out, resume)
+    profile = profiles.check(profile or profiles.current())
+    recipe = workflow.DEFAULT_RECIPE.scaled(profile)
+    changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "steps" in changes:
+        changes["warmup_steps"] = min(recipe.warmup_steps, steps // 10)
+    recipe = recipe.replace(**changes)
+    prepared = workflow.prepare(
+        images,
+        labels,
+        ClassTree.load(tree),
+        recipe,
+        seed=seed,
+        bands=[int(band) if band.isdigit() else band for band in bands] if bands else None,
+        label_crs=label_crs,
+        validation=validation,
+        test=test,
+        block=block,
+        only_present=only_present,
+    )
+    for line in prepared.describe():
+        console.print(line)
+    console.print(
+        f"model   {network}, {head}; {recipe.steps} steps of {recipe.batch_size}, profile {profile}, seed {seed}"
+    )
+    try:
+        model, config, result = workflow.train(
+            prepared,
+            network,
+            out,
+            recipe,
+            head=head,
+            fusion=fusion,
+            residual=residual,
+            alpha=alpha,
+            consistency=None if consistency == "none" else consistency,
+            rule=rule,
+            weights=weights,
+            seed=seed,
+            device=device,
+            resume=resume,
+            profile=profile,
+        )
+    except Interrupted as stopped:
+        print(f"hierlab: {stopped}", file=sys.stderr)
+        raise typer.Exit(130) from stopped
+    data, what = (prepared.test, "test") if prepared.test is not None else (prepared.validation, "validation")
+    metrics = workflow.run_evaluation(model, config, data, device=device)
+    workflow.write_json(out / "metrics.json", {"data": f"the {what} blocks of the run", "metrics": metrics})
+    _print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
+    _print_tree_measures(metrics)
+    pictures = workflow.pictures(model, config, data, result["history"], metrics, out)
+    console.print(
+        f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
+        f"{result['device']}); pictures: {', '.join(str(path) for path in pictures)}"
+    )
+    console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder of `hierlab train`.")],
+    images: Images,
+    labels: Labels,
+    part: Annotated[
+        str | None,
+        typer.Option(help="train, validation, test or all [default: the held-out blocks, or all]."),
+    ] = None,
+    label_crs: LabelCrs = None,
+    device: Device = "auto",
+) -> None:
+    """Score a trained model: a table a level, and the measures that know the tree."""
+    from . import workflow
+    from .metrics import per_class, table
+    from .tree import ClassTree
+
+    if part is not None:
+        _choice("--part", part, ("train", "validation", "test", "all"))
+    model, config, data, what = workflow.held_out(run, images, labels, part=part, label_crs=label_crs)
+    tree = ClassTree.from_dict(config["tree"])
+    console.print(f"{int(data.counts.sum()):,} labelled pixels: {what}")
+    metrics = workflow.run_evaluation(model, config, data, device=device, progress=True)
+    _print_table(table(metrics, tree), f"{run}: {what}")
+    _print_tree_measures(metrics)
+    _print_table(per_class(metrics, tree), "Classes")
+    name = f"evaluation-{data.part if what.startswith('the') else 'all'}-{images[0].stem}"
+    workflow.write_json(run / f"{name}.json", {"data": what, "images": list(map(str, images)), "metrics": metrics})
+    picture = workflow.map_picture(model, config, data, run / f"{name}.png")
+    console.print(f"Written: {run / name}.json, {picture}")
+
+
+@app.command("map")
+def map_command(
+    run: Annotated[Path, typer.Argument(help="Run folder of `hierlab train`.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="SCENE... OUT", help="The scene's file(s), then the map.")],
+    window: Annotated[int, typer.Option(help="Side of the windows that the network sees, in pixels.")] = 512,
+    overlap: Annotated[int | None, typer.Option(help="Pixels by which windows overlap [default: an eighth].")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 4,
+    device: Device = "auto",
+    precision: Annotated[
+        str, typer.Option(help="32-true, or bf16-mixed: faster where the chip has bfloat16.")
+    ] = "32-true",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing map.")] = False,
+) -> None:
+    """Map a scene: one Cloud-Optimised GeoTIFF, a band a level, always consistent with the tree."""
+    from . import workflow
+    from .checkpoints import load, pick_device
+    from .mapping import map_scene
+    from .tree import ClassTree
+
+    if len(paths) < 2:
+        raise typer.BadParameter("Give the scene's file(s) and, last, the map to write.", param_hint="SCENE... OUT")
+    *images, out = paths
+    model, config = load(run)
+    tree = ClassTree.from_dict(config["tree"])
+    scene, note = workflow.open_for(config, images)
+    for line in scene.describe() + ([f"note    {note}"] if note else []):
+        console.print(line)
+    window = min(window, max(config["patch"], -(-max(scene.height, scene.width) // 32) * 32))
+    result = map_scene(
+        model,
+        tree,
+        scene,
+        out,
+        bands=config["bands"],
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        rule=config["rule"],
+        device=pick_device(device),
+        precision=precision,
+        overwrite=overwrite,
+        progress=True,
+    )
+    rows = [
+        (level["level"], entry["name"], f"{entry['share']:.1%}", f"{entry['hectares']:,.0f}")
+        for level in result["levels"]
+        for entry in sorted(level["classes"], key=lambda entry: -entry["pixels"])
+        if entry["pixels"]
+    ]
+    _print_rows(("level", "class", "share", "ha"), rows, str(out))
+    console.print(
+        f"{result['mpx_per_s']:.2f} Mpx/s, {result['windows']} windows ({result['skipped']} without data skipped), "
+        f"peak memory {result['peak_rss_mb']:.0f} MB"
+    )
+    console.print(f"Written: {out}, {workflow.map_preview(scene, out, out.with_suffix('.png'))}")
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[str, typer.Argument(help="networks, trees, datasets or experiments.")],
+) -> None:
+    """List what there is, a line each."""
+    _choice("WHAT", what, KINDS)
+    if what == "networks":
+        from .networks import DECODERS, NETWORKS
+
+        _print_rows(("network", ""), list(NETWORKS.items()), "Networks")
+        console.print(f"Any timm encoder goes with any decoder: <encoder>-<{'|'.join(DECODERS)}>")
+    elif what == "trees":
+        from .tree import ClassTree, shipped
+
+        trees = [ClassTree.load(name) for name in shipped()]
+        _print_rows(("tree", "classes", ""), [(t.name, "/".join(map(str, t.sizes)), t.title) for t in trees], "Trees")
+    elif what == "datasets":
+        from .twin import PRESETS
+
+        rows = [(name, preset.title) for name, preset in PRESETS.items()]
+        _print_rows(("data set", ""), rows, "Data sets of the built-in twin")
+    else:
+        from .experiments.hierars import EXPERIMENTS
+
+        rows = [(e.key, e.title, str(len(e.rows))) for e in EXPERIMENTS.values()]
+        _print_rows(("experiment", "", "rows"), rows, "Experiments")
+
+
+@app.command()
+def describe(
+    network: Annotated[str, typer.Argument(help="A network's name, e.g. resnet18-unet.")],
+    bands: Annotated[int, typer.Option(help="Input bands.")] = 4,
+    classes: Annotated[int, typer.Option(help="Classes.")] = 18,
+    size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters, multiply-accumulates, and the shape of every stage."""
+    from .networks import describe as count
+
+    result = count(network, bands, classes, size)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    rows = [(s["name"], "×".join(map(str, s["shape"])), f"1/{s['stride']}") for s in result["stages"]]
+    _print_rows(("stage", "channels×height×width", "scale"), rows, network)
+    console.print(f"{result['params'] / 1e6:.2f} M parameters, {result['gmac']:.2f} GMAC for {bands}×{size}×{size}")
+
+
+@bench.command("map")
+def bench_map(
+    out: Annotated[Path, typer.Option(help="Folder for the CSV.")] = Path("bench"),
+    network: Annotated[str, typer.Option(help="Network to time.")] = "resnet18-unet",
+) -> None:
+    """Mapping beside the bare forward passes over the same windows, and peak memory by scene size."""
+    from .bench import map_bench
+
+    map_bench(network=network, out=out)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}; got '{value}'.")
+
+
+def _print_rows(head: tuple[str, ...], rows: list[tuple], title: str) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in head:
+        table.add_column(name, no_wrap=name in ("network", "tree", "level", "data set", "experiment", "stage"))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_table(frame, title: str) -> None:
+    """A DataFrame of measures between 0 and 1, shown in percent, and of counts."""
+    frame = frame.reset_index()
+
+    def shown(value) -> str:
+        return f"{100 * value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+    rows = [tuple(map(shown, row)) for row in frame.values.tolist()]
+    _print_rows(tuple(map(str, frame.columns)), rows, f"{title} (percent)")
+
+
+def _print_tree_measures(metrics: dict) -> None:
+    console.print(
+        f"hierarchical F {100 * metrics['hF']:.2f} %, tree distance {metrics['tree_distance']:.3f} "
+        f"({metrics['mistake_distance']:.2f} among mistakes), consistency {100 * metrics['consistency']:.2f} %"
+    )
