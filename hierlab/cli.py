@@ -276,8 +276,8 @@ def list_command(
     elif what == "datasets":
         from .twin import PRESETS
 
-        rows = [(name, preset.title) for name, preset in PRESETS.items()]
-        _print_rows(("data set", ""), rows, "Data sets of the built-in twin")
+        rows = [(name, preset.sensor, preset.tree) for name, preset in PRESETS.items()]
+        _print_rows(("data set", "sensor", "tree"), rows, "Data sets of the built-in twin")
     else:
         from .experiments.hierars import EXPERIMENTS
 

@@ -313,7 +313,7 @@ def source_of(scene: Scene) -> str:
     import rasterio
 
     with rasterio.open(scene.paths[0]) as file:
-        return "twin" if "HIERLAB_TWIN" in file.tags() else f"real: {Path(scene.paths[0]).stem}"
+        return "twin" if "twin" in file.tags() else f"real: {Path(scene.paths[0]).stem}"
 
 
 def map_picture(model: Normalized, config: dict, data: RasterDataset, path: Path, look_at: int = 64) -> Path:

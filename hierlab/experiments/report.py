@@ -1,9 +1,12 @@
 """Published beside ours: means with intervals over seeds, and what becomes of each claim."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from . import record
 from .define import Experiment
 
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
@@ -73,6 +76,78 @@ def claims(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines).set_index("claim")
+
+
+def figure(experiment: Experiment, records: list[dict]):
+    """Each row's score, published and ours, in a panel each: a dot a seed, the mean with its 95 % interval."""
+    from matplotlib.figure import Figure
+
+    printed = experiment.published_table()[experiment.measure[1]]
+    ours = scores(experiment, records)
+    labels = [row.label for row in experiment.rows]
+    places = np.arange(len(labels))
+    drawing = Figure(figsize=(8, 0.9 + 0.36 * len(labels)), layout="constrained")
+    left, right = drawing.subplots(1, 2, sharey=True)
+    left.plot(printed[[row.name for row in experiment.rows]], places, "o", color="0.2")
+    left.set(title="published", xlabel=f"{experiment.measure[1]} [%]")
+    for place, row in zip(places, experiment.rows, strict=True):
+        values = ours[row.name].dropna().to_numpy()
+        mean, half = interval(values)
+        right.plot(values, np.full(len(values), place), "o", color="#0072B2", markersize=4, alpha=0.45)
+        if len(values) > 1:
+            right.errorbar(mean, place, xerr=half, fmt="D", color="#0072B2", capsize=4, markersize=6)
+    right.set(title=f"ours ({origin(records)}), n = {ours.count().max()}", xlabel=f"{experiment.measure[1]} [%]")
+    left.set_yticks(places, labels)
+    left.invert_yaxis()
+    for ax in (left, right):
+        ax.grid(axis="x", color="0.9")
+        ax.spines[["top", "right"]].set_visible(False)
+    drawing.set_label(f"{experiment.title}: the published score of every row beside ours with its interval.")
+    return drawing
+
+
+def best_stored(experiment: Experiment, folder: Path) -> tuple[str | None, list[dict]]:
+    """The records of the largest profile (paper, gpu, laptop) that ``folder`` holds some for; never those of smoke.
+
+    ``folder`` is ``book/results``; the files are named ``<paper>/<table>.<profile>.jsonl``.
+    """
+    for profile in ("paper", "gpu", "laptop"):
+        records = record.read(stored_path(experiment, folder, profile))
+        if records:
+            return profile, records
+    return None, []
+
+
+def stored_path(experiment: Experiment, folder: Path, profile: str) -> Path:
+    """Where an experiment's records of one profile are kept below ``folder``."""
+    return folder / f"{experiment.key}.{profile}.jsonl"
+
+
+def provenance(records: list[dict]) -> pd.DataFrame:
+    """Where the numbers come from: what the records have in common, or all that they have where they differ."""
+    facts = {
+        "profile": lambda r: r["profile"],
+        "seeds": lambda r: r["seed"],
+        "network": lambda r: (
+            f"{r['parameters']['network']}, width × {r['parameters']['width']}, depth × {r['parameters']['depth']}"
+        ),
+        "steps × batch": lambda r: f"{r['parameters']['recipe']['steps']} × {r['parameters']['recipe']['batch_size']}",
+        "data": lambda r: (
+            f"{'twin' if r['data']['twin'] else 'real'}: {r['data']['name']} ({r['data']['fingerprint']}), "
+            f"{r['data']['train']} patches to train, {r['data']['validation']} to validate"
+        ),
+        "device": lambda r: r["machine"]["device"],
+        "torch": lambda r: r["versions"]["torch"],
+        "commit": lambda r: (r["commit"] or "none")[:10] + (" with changes" if r["dirty"] else ""),
+        "date": lambda r: r["date"],
+        "seconds a run": lambda r: round(r["cost"]["seconds"]),
+    }
+    rows = {}
+    for name, fact in facts.items():
+        values = sorted({fact(r) for r in records})
+        many = isinstance(values[0], int) and len(values) > 4
+        rows[name] = f"{values[0]} to {values[-1]}" if many else ", ".join(map(str, values))
+    return pd.DataFrame({"": rows})
 
 
 def origin(records: list[dict]) -> str:
