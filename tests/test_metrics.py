@@ -340,14 +340,14 @@ def test_streaming_merging_resetting(tree):
     assert same(parts[0].compute(), whole.compute(), tree)
 
     # two processes with equal batches: every state is gathered and summed
-    single, twin = (
+    single, paired = (
         TreeMetrics(tree),
         TreeMetrics(tree, dist_sync_fn=lambda state, group: [state, state], distributed_available_fn=lambda: True),
     )
     single.update(*batches[0])
-    twin.update(*batches[0])
-    assert twin.compute()["pixels"] == 2 * single.compute()["pixels"]
-    assert summary(twin.compute()).equals(summary(single.compute()))
+    paired.update(*batches[0])
+    assert paired.compute()["pixels"] == 2 * single.compute()["pixels"]
+    assert summary(paired.compute()).equals(summary(single.compute()))
     restored = pickle.loads(pickle.dumps(single))
     assert same(restored.compute(), single.compute(), tree)
 
