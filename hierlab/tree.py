@@ -260,34 +260,35 @@ class ClassTree:
 
     # ------------------------------------------------------------------ predictions
 
+    @torch.no_grad()
     def decode(self, logits: Sequence[Tensor], rule: str = "sigmoid") -> Tensor:
         """Joint scoring-based path selection (JSPS, HieraRS eq. 18): logits a level -> valid paths.
 
         ``logits``: L tensors (B, K_l, H, W), coarse to fine; returns LongTensor (B, L, H, W). A path's score is
         the sum over levels of σ(logit) (``rule="sigmoid"``, as printed) or of the level's log-softmax
-        (``"log_softmax"``); the highest wins, the first of equals. A list of length 1 is a flat model's leaf
-        logits: the best leaf, on its first path.
+        (``"log_softmax"``; each level's normaliser is the same for all paths, so the logits themselves are summed).
+        The highest score wins, the first of equals. A list of length 1 is a flat model's leaf logits: the best leaf,
+        on its first path.
 
-        Exact, and always on a valid path: NaN counts as the lowest score, infinities as the largest numbers.
-        Beyond its input and output it holds L + 4 planes (B, H, W) for ``sigmoid`` and 2 L + 6 for
-        ``log_softmax``, whatever the number of classes: paths are walked in order and share their prefixes' sums.
+        Exact, and always on a valid path: NaN counts as the lowest number, infinities as the largest ones. Beyond
+        its input and output it holds L + 4 planes (B, H, W), whatever the number of classes: the paths are walked in
+        order and share the sums of their prefixes.
         """
         if rule not in RULES:
             raise ValueError(f"The decoding rule is one of {', '.join(RULES)}; got {rule!r}.")
         if len(logits) == 1 and self.depth > 1:
             self._check_logits(logits, self.sizes[-1:])
-            leaf = _finite(logits[0]).argmax(1)
-            return self.paths_of(leaf)
+            return self.paths_of(_finite(logits[0]).argmax(1))
         self._check_logits(logits, self.sizes)
-        log_norms = [_log_norm(level) if rule == "log_softmax" else None for level in logits]
         partial: list[Tensor] = [torch.empty(0)] * self.depth
         previous = [-1] * self.depth
         best = choice = None
         for number, path in enumerate(self.paths.tolist()):
             shared = next(level for level in range(self.depth) if path[level] != previous[level])
             for level in range(shared, self.depth):
-                plane = _finite(logits[level][:, path[level]])
-                score = plane.sigmoid_() if rule == "sigmoid" else plane.sub_(log_norms[level])
+                score = _finite(logits[level][:, path[level]])
+                if rule == "sigmoid":
+                    score.sigmoid_()
                 partial[level] = score if level == 0 else score.add_(partial[level - 1])
             previous = path
             if best is None:
@@ -437,14 +438,3 @@ def _finite(logits: Tensor) -> Tensor:
     """A copy in at least single precision, NaN as the lowest number, infinities as the largest ones."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.nan_to_num(logits, nan=torch.finfo(logits.dtype).min)
-
-
-def _log_norm(logits: Tensor) -> Tensor:
-    """log Σ exp over the classes of one level, (B, K, H, W) -> (B, H, W), one plane at a time."""
-    top = _finite(logits[:, 0])
-    for index in range(1, logits.shape[1]):
-        torch.maximum(top, _finite(logits[:, index]), out=top)
-    total = torch.zeros_like(top)
-    for index in range(logits.shape[1]):
-        total += _finite(logits[:, index]).sub_(top).exp_()
-    return total.log_().add_(top)

@@ -224,8 +224,14 @@ def _data_config(prepared: Prepared) -> dict:
         "source": source_of(prepared.scenes[0].scene),
         "images": [scene.scene.paths for scene in prepared.scenes],
         "labels": [scene.labels.paths for scene in prepared.scenes],
+        "grids": [_grid(scene) for scene in prepared.scenes],
         "splits": [split.to_dict() for split in prepared.splits],
     }
+
+
+def _grid(scene: LabelledScene | Scene) -> list:
+    """Size, transform and CRS of a scene, as JSON-able data, to recognise it by."""
+    return [scene.height, scene.width, list(scene.transform)[:6], scene.crs.to_wkt()]
 
 
 def held_out(
@@ -251,9 +257,8 @@ def held_out(
     labelled = [LabelledScene(scene, raster) for scene, raster in zip(scenes, rasters, strict=True)]
     splits = [Split.from_dict(content) for content in config.get("data", {}).get("splits", [])]
     trained_on = [_names(paths) for paths in config.get("data", {}).get("images", [])]
-    same = trained_on == [_names(scene.paths) for scene in scenes] and all(
-        (split.height, split.width) == (scene.height, scene.width) for split, scene in zip(splits, scenes, strict=True)
-    )
+    grids = config.get("data", {}).get("grids")
+    same = trained_on == [_names(scene.paths) for scene in scenes] and grids == [_grid(scene) for scene in scenes]
     if part is None:
         part = ("test" if any(2 in split.part for split in splits) else "validation") if same else "all"
     if part != "all" and not same:

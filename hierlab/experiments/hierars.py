@@ -25,7 +25,7 @@ TABLE_07 = Experiment(
     ),
     settings={
         "smoke": Setting(width=0.0625, depth=0.1, steps=2, batch=2, seeds=1),
-        "laptop": Setting(width=0.25, depth=0.34, steps=500, batch=8, seeds=3),
+        "laptop": Setting(width=0.125, depth=0.34, steps=400, batch=8, seeds=3),
         "gpu": Setting(width=1.0, depth=1.0, steps=8000, batch=16, seeds=3),
         "paper": Setting(width=1.0, depth=1.0, steps=80_000, batch=8, seeds=3),
     },
