@@ -20,6 +20,7 @@ from ._maps import levels_figure, map_figure
 from .tree import ClassTree
 
 __all__ = [
+    "SERIES",
     "Picture",
     "class_bars",
     "colour_blind_distance",
@@ -28,9 +29,11 @@ __all__ = [
     "history_figure",
     "levels_figure",
     "map_figure",
+    "picture",
     "rgb_bands",
     "save",
     "shares_figure",
+    "styled",
     "true_colour",
 ]
 
