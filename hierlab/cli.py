@@ -204,7 +204,9 @@ def evaluate(
 def map_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `hierlab train`.")],
     paths: Annotated[list[Path], typer.Argument(metavar="SCENE... OUT", help="The scene's file(s), then the map.")],
-    window: Annotated[int, typer.Option(help="Side of the windows that the network sees, in pixels.")] = 512,
+    window: Annotated[
+        int | None, typer.Option(help="Side of the windows that the network sees [default: as in evaluation].")
+    ] = None,
     overlap: Annotated[int | None, typer.Option(help="Pixels by which windows overlap [default: an eighth].")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 4,
     device: Device = "auto",
@@ -227,14 +229,13 @@ def map_command(
     scene, note = workflow.open_for(config, images)
     for line in scene.describe() + ([f"note    {note}"] if note else []):
         console.print(line)
-    window = min(window, max(config["patch"], -(-max(scene.height, scene.width) // 32) * 32))
     result = map_scene(
         model,
         tree,
         scene,
         out,
         bands=config["bands"],
-        window=window,
+        window=window or workflow.window_of(config),
         overlap=overlap,
         batch_size=batch_size,
         rule=config["rule"],

@@ -229,6 +229,14 @@ def _data_config(prepared: Prepared) -> dict:
     }
 
 
+def window_of(config: dict) -> int:
+    """Side in pixels of the windows in which a model is evaluated and maps.
+
+    They are the same, because a network that pools over its window, as BHCCM does, answers differently in another.
+    """
+    return max(config["patch"], WINDOWS)
+
+
 def _grid(scene: LabelledScene | Scene) -> list:
     """Size, transform and CRS of a scene, as JSON-able data, to recognise it by."""
     return [scene.height, scene.width, list(scene.transform)[:6], scene.crs.to_wkt()]
@@ -267,7 +275,7 @@ def held_out(
     what = "every labelled pixel" if part == "all" else f"the {part} blocks of the run"
     if same and part == "all":
         what += ", training blocks included"
-    data = RasterDataset(sources, max(config["patch"], WINDOWS), "train" if part == "all" else part)
+    data = RasterDataset(sources, window_of(config), "train" if part == "all" else part)
     return model, config, data, what
 
 
