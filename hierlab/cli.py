@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     help="Land-cover maps that obey a class tree: train on your rasters and labels, evaluate, map.",
     epilog="A first run:  hierlab train --images scene.tif --labels labels.tif --tree mine.yaml --out run/",
 )
@@ -75,7 +75,7 @@ def train(
     network: Annotated[str, typer.Option(help="See `hierlab list networks`.")] = "resnet18-unet",
     head: Annotated[str, typer.Option(help="bhccm (every level of the tree) or flat (leaves only).")] = "bhccm",
     profile: Annotated[
-        str | None, typer.Option(help=f"How long to train: {', '.join(profiles.PROFILES)} [default: laptop].")
+        str | None, typer.Option(help=f"How long to train: {', '.join(profiles.PROFILES)} (default: laptop).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, the weights and the patches.")] = 0,
     device: Device = "auto",
@@ -90,7 +90,7 @@ def train(
     bands: Annotated[list[str] | None, typer.Option(help="Bands to use, by name or number; all by default.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the labelled pixels held out as blocks.")] = 0.2,
     test: Annotated[float, typer.Option(help="A second held-out share, for `hierlab evaluate`.")] = 0.0,
-    block: Annotated[int | None, typer.Option(help="Side of a block in pixels [default: two patches].")] = None,
+    block: Annotated[int | None, typer.Option(help="Side of a block in pixels (default: two patches).")] = None,
     label_crs: LabelCrs = None,
     only_present: Annotated[bool, typer.Option("--only-present", help="Drop classes that no label names.")] = False,
     fusion: Annotated[str, typer.Option(help="BHCCM: both, coarse_to_fine, fine_to_coarse or none.")] = "both",
@@ -175,7 +175,7 @@ def evaluate(
     labels: Labels,
     part: Annotated[
         str | None,
-        typer.Option(help="train, validation, test or all [default: the held-out blocks, or all]."),
+        typer.Option(help="train, validation, test or all (default: the held-out blocks, or all)."),
     ] = None,
     label_crs: LabelCrs = None,
     device: Device = "auto",
@@ -205,9 +205,9 @@ def map_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `hierlab train`.")],
     paths: Annotated[list[Path], typer.Argument(metavar="SCENE... OUT", help="The scene's file(s), then the map.")],
     window: Annotated[
-        int | None, typer.Option(help="Side of the windows that the network sees [default: as in evaluation].")
+        int | None, typer.Option(help="Side of the windows that the network sees (default: as in evaluation).")
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels by which windows overlap [default: an eighth].")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels by which windows overlap (default: an eighth).")] = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 4,
     device: Device = "auto",
     precision: Annotated[

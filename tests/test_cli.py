@@ -118,7 +118,9 @@ def test_map_is_on_the_scenes_grid_and_consistent(trained, place, capsys):
     assert set(map(tuple, classes.reshape(2, -1).T.tolist())) <= {(parents[leaf], leaf) for leaf in parents}
     assert tree.classes[1] == ("lake", "field", "wood")
     before = out.read_bytes()
-    assert "exists already" in refused(capsys, ["map", trained, place / "image.tif", out]) and out.read_bytes() == before
+    assert (
+        "exists already" in refused(capsys, ["map", trained, place / "image.tif", out]) and out.read_bytes() == before
+    )
 
 
 def test_single_band_files_are_stacked(place, tmp_path, capsys):

@@ -307,7 +307,7 @@ class Scene(PerThread):
 
     @property
     def profile(self) -> dict[str, Any]:
-        """Grid and type, as rasterio.open(..., "w", **profile) takes them for a GeoTIFF like this scene."""
+        """Grid and type, the keywords of ``rasterio.open`` with which a GeoTIFF like this scene is written."""
         return {
             "driver": "GTiff", "dtype": self.dtype, "nodata": self.nodata, "count": self.count,
             "height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform,

@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,8 +62,12 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+@cache
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the checkout that hierlab runs from and whether tracked code differs from it; None outside git."""
+    """The commit of the checkout that hierlab runs from and whether tracked code differs from it; None outside git.
+
+    Looked up once a process: later changes of the files are not what runs.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

@@ -36,6 +36,7 @@ def run(
     of the records, to which each finished job is added (None keeps them in memory only). Raises ValueError for an
     unknown row or profile before anything runs.
     """
+    record.provenance()  # before anything runs, so that the commit is that of the code loaded now
     profile = profiles.check(profile or profiles.current())
     chosen = [experiment.row(name) for name in rows] if rows is not None else list(experiment.rows)
     seeds = list(seeds) if seeds is not None else list(range(experiment.setting(profile).seeds))
