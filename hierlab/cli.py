@@ -255,7 +255,7 @@ def map_command(
         f"{result['mpx_per_s']:.2f} Mpx/s, {result['windows']} windows ({result['skipped']} without data skipped), "
         f"peak memory {result['peak_rss_mb']:.0f} MB"
     )
-    console.print(f"Written: {out}, {workflow.map_preview(scene, out, out.with_suffix('.png'))}")
+    console.print(f"Written: {out}, {workflow.map_preview(scene, out, out.with_name(f'{out.stem}-preview.png'))}")
 
 
 @app.command("list")

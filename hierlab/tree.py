@@ -391,30 +391,31 @@ class ClassTree:
         return ClassTree(self.name, self.level_names, nodes, ignored, self.title, self.source)
 
     def show(self, ax=None):
-        """Draw the tree, coarse to the left: one box a class in its colour, one line a parent. Returns the figure."""
+        """Draw the tree, coarse to the left: one square a class in its colour, one line a parent."""
         from matplotlib.figure import Figure
 
-        rows = {}  # (level, index) -> vertical place; a class stands at the middle of its leaves
+        rows: dict[tuple[int, int], list[int]] = {}  # (level, index) -> the places of its paths
         paths = self.paths.tolist()
         for place, path in enumerate(paths):
             for level, index in enumerate(path):
                 rows.setdefault((level, index), []).append(place)
-        rows = {key: float(np.mean(places)) for key, places in rows.items()}
+        middle = {key: float(np.mean(places)) for key, places in rows.items()}
+        widths = [0.75 + 0.075 * max(map(len, names)) for names in self.classes]  # inches, names and lines
+        left = np.concatenate([[0.0], np.cumsum(widths)])
         if ax is None:
-            figure = Figure(figsize=(2.9 * self.depth, 0.5 + 0.27 * len(paths)), layout="constrained")
+            figure = Figure(figsize=(left[-1], 0.5 + 0.25 * len(paths)), layout="constrained")
+            figure.set_label(f"The class tree {self.title}: {' / '.join(map(str, self.sizes))} classes.")
             ax = figure.add_subplot()
-        edges = {(level, path[level - 1], path[level]) for path in paths for level in range(1, self.depth)}
-        for level, parent, child in edges:
-            ends = [rows[level - 1, parent], rows[level, child]]
-            ax.plot([level - 1 + 0.62, level - 0.08], ends, color="0.6", linewidth=0.9, zorder=1)
-        for (level, index), row in rows.items():
+        for level, parent, child in {(i, path[i - 1], path[i]) for path in paths for i in range(1, self.depth)}:
+            ends = [middle[level - 1, parent], middle[level, child]]
+            ax.plot([left[level] - 0.5, left[level] - 0.06], ends, color="0.6", linewidth=0.9, zorder=1)
+        for (level, index), row in middle.items():
             color = self.colors[level][index] / 255
-            ax.plot(level, row, marker="s", markersize=9, color=color, markeredgecolor="0.25", zorder=3)
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-            ax.text(level + 0.06, row, self.classes[level][index], va="center", fontsize=9, bbox=box, zorder=2)
+            ax.plot(left[level], row, marker="s", markersize=9, color=color, markeredgecolor="0.25", zorder=3)
+            ax.text(left[level] + 0.12, row, self.classes[level][index], va="center", fontsize=9)
         for level, (name, size) in enumerate(zip(self.level_names, self.sizes, strict=True)):
-            ax.text(level - 0.03, -1.1, f"{name} · {size}", fontsize=9, fontweight="bold", va="center")
-        ax.set(xlim=(-0.1, self.depth - 0.05), ylim=(len(paths) - 0.4, -1.7))
+            ax.text(left[level] - 0.06, -1.1, f"{name} · {size}", fontsize=9, fontweight="bold", va="center")
+        ax.set(xlim=(-0.15, left[-1] - 0.5), ylim=(len(paths) - 0.4, -1.7))
         ax.set_axis_off()
         return ax.figure
 

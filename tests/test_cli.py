@@ -109,7 +109,7 @@ def test_map_is_on_the_scenes_grid_and_consistent(trained, place, capsys):
     out = place / "maps" / "map.tif"
     with pytest.raises(SystemExit) as end:
         main(["map", str(trained), f"{place}/image.tif", str(out), "--device", "cpu"])
-    assert not end.value.code and out.with_suffix(".png").exists()
+    assert not end.value.code and out.with_name("map-preview.png").exists()
     classes, tree, about = read_map(out)
     with rasterio.open(place / "image.tif") as scene:
         assert about["crs"] == scene.crs and about["transform"] == scene.transform

@@ -171,7 +171,8 @@ def blocked_split(
     labelled pixels. gap: guard in pixels, default an eighth of the block.
 
     Blocks are dealt at random, the rarest class first: a class found in two blocks or more is in both train and
-    validation (three: and test); one found in a single block is in train. Of several deals the one is kept
+    validation (three: and test); one found in a single block is in train. (The gap is cut out afterwards and may take
+    a class whose few training pixels lie beside a held-out block.) Of several deals the one is kept
     whose shares, overall and by class, are nearest to those asked; few blocks and many classes still bend
     them. Scenes on the same grid (dates of one place) share their blocks.
 

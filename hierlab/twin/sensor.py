@@ -287,7 +287,7 @@ def render_geotiff(
             file.write_colormap(1, {0: (0, 0, 0, 0)} | {n: (*rgb, 255) for n, rgb in enumerate(colors, 1)})
         for n, name in enumerate(() if truth else sensor.bands, 1):
             file.set_band_description(n, name)
-            file.update_tags(n, wavelength_nm=sensor.wavelengths[n - 1])
+            file.update_tags(n, wavelength=sensor.wavelengths[n - 1], wavelength_units="nm")
         for strip in _strips(window):
             made = render(sensor, seed, region, strip)
             place = Window(0, strip[1] - y, width, strip[3])

@@ -96,7 +96,7 @@ def test_geotiffs_say_where_they_are_and_hold_the_window(tmp_path):
         assert (f.read() == made.image).all() and f.dtypes == ("uint16",) * 4
         assert f.crs.to_string() == twin.CRS and f.transform == made.transform
         assert (f.bounds.left, f.bounds.top, *f.res) == (500_000 + 4000, 4_000_000 + 1200, 4, 4)
-        assert f.descriptions == made.bands and f.tags(4)["wavelength_nm"] == "830.0"
+        assert f.descriptions == made.bands and f.tags(4)["wavelength"] == "830.0"
     with rasterio.open(tmp_path / "truth.tif") as f:
         codes = f.read(1)
         assert (codes == made.label + 1).all() and f.nodata == 0
