@@ -188,7 +188,7 @@ def memory_of(request: str) -> None:
 
 
 def write_scene(path: Path, size: int, bands: int = 4) -> Path:
-    """A synthetic uint16 scene of ``size``² pixels, fields and waves with some noise, written tile by tile."""
+    """A synthetic uint16 scene, ``size`` pixels a side: fields and waves with some noise, written tile by tile."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 60, (bands, 512, 512), np.uint16)
     turns = generator.uniform(0.002, 0.02, (bands, 2, 1, 1))
