@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -9,7 +10,18 @@ from scipy import stats
 from hierlab.experiments import record
 from hierlab.experiments.define import published
 from hierlab.experiments.hierars import EXPERIMENTS, TABLE_07
-from hierlab.experiments.report import AGREES, DISAGREES, UNDECIDED, claims, interval, table
+from hierlab.experiments.report import (
+    AGREES,
+    DISAGREES,
+    UNDECIDED,
+    best_stored,
+    claims,
+    figure,
+    interval,
+    provenance,
+    stored_path,
+    table,
+)
 from hierlab.profiles import PROFILES
 
 
@@ -92,3 +104,29 @@ def test_provenance_names_machine_versions_and_commit():
     facts = record.provenance()
     assert facts["machine"]["device"] and facts["versions"]["torch"] and len(facts["date"]) == 10
     assert facts["commit"] is None or len(facts["commit"]) == 40
+
+
+def test_the_figure_shows_every_row_and_says_what_it_is():
+    records = [fake(row.name, seed, 0.5 + seed / 100) for row in TABLE_07.rows for seed in range(2)]
+    drawn = figure(TABLE_07, records)
+    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == [row.label for row in TABLE_07.rows]
+    assert "twin" in drawn.axes[1].get_title() and "Table VII" in drawn.get_label()
+
+
+def test_stored_records_of_the_largest_profile_are_shown_and_never_those_of_smoke(tmp_path):
+    assert best_stored(TABLE_07, tmp_path) == (None, [])
+    record.append(stored_path(TABLE_07, tmp_path, "smoke"), fake("both", 0, 0.5))
+    assert best_stored(TABLE_07, tmp_path) == (None, [])
+    record.append(stored_path(TABLE_07, tmp_path, "laptop"), fake("both", 0, 0.5))
+    record.append(stored_path(TABLE_07, tmp_path, "gpu"), fake("both", 1, 0.6))
+    profile, records = best_stored(TABLE_07, tmp_path)
+    assert profile == "gpu" and [r["seed"] for r in records] == [1]
+
+
+def test_provenance_tells_what_the_book_stores():
+    root = Path(__file__).parents[1] / "book" / "results"
+    for experiment in EXPERIMENTS.values():
+        profile, records = best_stored(experiment, root)
+        if records:
+            told = provenance(records)[""]
+            assert told["profile"] == profile and told["data"].startswith(("twin", "real"))

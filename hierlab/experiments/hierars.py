@@ -9,7 +9,7 @@ TABLE_07 = Experiment(
     dataset="mm5b-gaofen2",
     network="convnext_base-upernet",
     rows=(
-        Row("baseline", "flat, L_CE", head="flat"),
+        Row("baseline", "flat, L_CE", head="flat", fusion="none", consistency=None),
         Row("none", "BHCCM without fusion, L_HCE", fusion="none", consistency=None),
         Row("coarse-to-fine", "BHCCM coarse to fine, L_HCE", fusion="coarse_to_fine", consistency=None),
         Row("fine-to-coarse", "BHCCM fine to coarse, L_HCE", fusion="fine_to_coarse", consistency=None),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .. import plot
 from . import record
 from .define import Experiment
 
@@ -80,13 +81,11 @@ def claims(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 
 def figure(experiment: Experiment, records: list[dict]):
     """Each row's score, published and ours, in a panel each: a dot a seed, the mean with its 95 % interval."""
-    from matplotlib.figure import Figure
-
     printed = experiment.published_table()[experiment.measure[1]]
     ours = scores(experiment, records)
     labels = [row.label for row in experiment.rows]
     places = np.arange(len(labels))
-    drawing = Figure(figsize=(8, 0.9 + 0.36 * len(labels)), layout="constrained")
+    drawing = plot.picture(8, 0.9 + 0.36 * len(labels))
     left, right = drawing.subplots(1, 2, sharey=True)
     left.plot(printed[[row.name for row in experiment.rows]], places, "o", color="0.2")
     left.set(title="published", xlabel=f"{experiment.measure[1]} [%]")
