@@ -84,6 +84,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Patches a step, instead of the profile's.")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a training patch in pixels.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, or bf16-mixed: faster where the chip has bfloat16 (default: 32-true).")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Encoder weights: imagenet (needs the network) or a file.")
     ] = None,
@@ -111,7 +114,7 @@ def train(
     check_run(out, resume)
     profile = profiles.check(profile or profiles.current())
     recipe = workflow.DEFAULT_RECIPE.scaled(profile)
-    changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate}
+    changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate, "precision": precision}
     changes = {name: value for name, value in changes.items() if value is not None}
     if "steps" in changes:
         changes["warmup_steps"] = min(recipe.warmup_steps, steps // 10)

@@ -127,10 +127,24 @@ def test_single_band_files_are_stacked(place, tmp_path, capsys):
     with rasterio.open(place / "image.tif") as scene:
         paths = [write(tmp_path / f"b{i}.tif", scene.read(i)) for i in (1, 2, 3)]
     with pytest.raises(SystemExit) as end:
-        main(["train", "--images", *paths, *arguments(place)[3:], "--out", str(tmp_path / "run"), "--head", "flat"])
+        main(
+            [
+                "train",
+                "--images",
+                *paths,
+                *arguments(place)[3:],
+                "--out",
+                str(tmp_path / "run"),
+                "--head",
+                "flat",
+                "--precision",
+                "bf16-mixed",
+            ]
+        )
     assert not end.value.code and "3 (b1, b2, b3)" in capsys.readouterr().out
     config = json.loads((tmp_path / "run" / "model.json").read_text())
     assert config["bands"] == 3 and config["head"] == "flat"
+    assert config["training"]["recipe"]["precision"] == "bf16-mixed"
 
 
 @pytest.mark.parametrize(
