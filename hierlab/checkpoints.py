@@ -315,6 +315,7 @@ def run_identity(model: nn.Module, items: int, tree: ClassTree, recipe: Recipe, 
 
 
 def write_state(path: Path, model: nn.Module, optimizer, step: int, identity: dict) -> None:
+    """Write the state of a run after ``step`` updates, whole or not at all; ``identity`` says whose it is."""
     state = {"step": step, "identity": identity, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     try:
         with atomic(path) as temporary:

@@ -3,6 +3,7 @@
 import os
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from math import ceil
@@ -25,7 +26,7 @@ WHOLE_BELOW = 2**22  # pixels: scenes up to this size are summarised from every 
 NANOMETRES = {"nanometers": 1, "nanometres": 1, "nm": 1, "micrometers": 1e3, "micrometres": 1e3, "um": 1e3}
 
 
-class PerThread:
+class PerThread(ABC):
     """Open files kept once a process and thread, because a GDAL handle may not be shared between them.
 
     Subclasses give ``_open_files``. Pickled, an object leaves its handles behind and opens its own where it
@@ -36,8 +37,8 @@ class PerThread:
         self._local = threading.local()
         self._opened: list[Any] = []
 
-    def _open_files(self) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _open_files(self) -> list[Any]: ...
 
     def _files(self) -> list[Any]:
         if getattr(self._local, "pid", None) != os.getpid():

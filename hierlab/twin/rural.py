@@ -37,6 +37,7 @@ class Climate:
 
 @lru_cache(maxsize=256)
 def climate(seed: int, region: int) -> Climate:
+    """How a region differs from others, drawn once from its seed."""
     k = key(seed, region, "climate")
     return Climate(scalar(k, 1, -0.45, 0.5), scalar(k, 2, -0.35, 0.45), scalar(k, 3, 0.7, 1.7), scalar(k, 4, -1, 1))
 

@@ -38,10 +38,12 @@ def _stamps(grid: Grid, spots: list[tuple[float, float, float]], reach: float):
 
 
 def stations(grid: Grid, found: list[City]) -> list[tuple[float, float, float]]:
+    """The railway stations of cities: place in metres from the grid's anchor, and direction of the tracks."""
     return [(c.x - grid.ax + c.station[0], c.y - grid.ay + c.station[1], c.station[2]) for c in found]
 
 
 def airports(grid: Grid, found: list[City]) -> list[tuple[float, float, float]]:
+    """The airports of cities that have one: place in metres from the grid's anchor, and direction of the runway."""
     stamps = [(c, places.airport(grid.seed, grid.region, c)) for c in found]
     return [(c.x - grid.ax + a[0], c.y - grid.ay + a[1], a[2]) for c, a in stamps if a]
 
