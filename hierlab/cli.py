@@ -87,6 +87,12 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="32-true, or bf16-mixed: faster where the chip has bfloat16 (default: 32-true).")
     ] = None,
+    balance: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the patches drawn for a class, all equally often; 0: as they occur (default: 0.5)."
+        ),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Encoder weights: imagenet (needs the network) or a file.")
     ] = None,
@@ -114,7 +120,8 @@ def train(
     check_run(out, resume)
     profile = profiles.check(profile or profiles.current())
     recipe = workflow.DEFAULT_RECIPE.scaled(profile)
-    changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate, "precision": precision}
+    changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate}
+    changes |= {"precision": precision, "balance": balance}
     changes = {name: value for name, value in changes.items() if value is not None}
     if "steps" in changes:
         changes["warmup_steps"] = min(recipe.warmup_steps, steps // 10)

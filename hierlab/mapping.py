@@ -4,7 +4,7 @@
 tree and writes a band a level. :func:`read_map` and :func:`preview` read a map back. How a large scene needs no more
 memory than a small one is told in :mod:`hierlab._blend`; how no half-made file is left, in :mod:`hierlab._cog`.
 
-Reading, the network, and blending with decoding and writing run in three threads, each an item ahead of the next.
+Windows are read in a thread of their own, a batch ahead; on a GPU the network too runs beside blending and writing.
 """
 
 import hashlib
@@ -100,9 +100,9 @@ def map_scene(
     begun, skipped = time.perf_counter(), 0
     with (
         MapWriter(out, tree, scene, about, grid.seam_bytes(channels)) as writer,
-        closing(ahead(infer(model, batches, device, precision, channels_last))) as outputs,
-        _progress_bar(progress, out.name, grid) as advance,
         torch.inference_mode(),
+        closing(_beside(device, infer(model, batches, device, precision, channels_last))) as outputs,
+        _progress_bar(progress, out.name, grid) as advance,
     ):
         blender = None
         for batch, logits in outputs:
@@ -292,6 +292,11 @@ def infer(
     finally:
         for module in training:
             module.training = True
+
+
+def _beside(device: torch.device, outputs: Generator) -> Generator:
+    """The network in a thread beside the blending, where it has a chip of its own; on a CPU they would only compete."""
+    return outputs if device.type == "cpu" else ahead(outputs)
 
 
 @contextmanager

@@ -39,8 +39,10 @@ class Recipe:
     Lightning's: ``"32-true"``, ``"bf16-mixed"`` (weights float32, most operations bfloat16) or ``"bf16-true"``
     (weights and optimiser in bfloat16 too; small updates may round to nothing). ``channels_last`` changes speed only.
 
-    **Data.** ``patch`` is the side, in pixels, of the patches that data sets are to cut; ``augment`` what is done to
-    them on the device, after normalisation (:class:`hierlab.data.augment.Augment`), None for nothing.
+    **Data.** ``patch`` is the side, in pixels, of the patches that data sets are to cut; ``balance`` the share of them
+    drawn for a class, all classes equally often, instead of as the ground falls
+    (:class:`hierlab.data.datasets.RasterDataset`); ``augment`` what is done to them on the device, after
+    normalisation (:class:`hierlab.data.augment.Augment`), None for nothing.
 
     **Result.** ``keep`` says which weights a run ends with: ``"best"`` by validation mIoU of the leaves, or ``"last"``.
 
@@ -66,6 +68,7 @@ class Recipe:
     precision: str = "32-true"
     channels_last: bool = False
     patch: int = 128
+    balance: float = 0.0
     augment: Augment | None = field(default_factory=Augment)
     keep: str = "best"
 
@@ -92,6 +95,7 @@ class Recipe:
             self._check(name, _real(getattr(self, name)) and getattr(self, name) >= 0, "a number of at least 0")
         self._check("momentum", _real(self.momentum) and 0 <= self.momentum < 1, "a number from 0 to below 1")
         self._check("layer_decay", _real(self.layer_decay) and 0 < self.layer_decay <= 1, "a number above 0, up to 1")
+        self._check("balance", _real(self.balance) and 0 <= self.balance <= 1, "a share from 0 to 1")
         self._check("clip", self.clip is None or (_real(self.clip) and self.clip > 0), "a number above 0, or None")
         fits = _whole(self.warmup_steps) and 0 <= self.warmup_steps < self.steps
         self._check("warmup_steps", fits, f"a whole number from 0 to below steps ({self.steps})")

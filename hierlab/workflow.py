@@ -140,7 +140,9 @@ def prepare(
         tree=tree,
         scenes=labelled,
         splits=splits,
-        train=RasterDataset(sources, patch, "train", samples=recipe.steps * recipe.batch_size, seed=seed),
+        train=RasterDataset(
+            sources, patch, "train", recipe.steps * recipe.batch_size, seed=seed, balance=recipe.balance
+        ),
         validation=RasterDataset(sources, max(patch, WINDOWS), "validation"),
         test=RasterDataset(sources, max(patch, WINDOWS), "test") if test else None,
         statistics=statistics(sources, seed=seed),
@@ -398,6 +400,9 @@ def _plain(value):
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-DEFAULT_RECIPE = LAPTOP.replace(keep="last", channels_last=True, augment=Augment(scale=None, max_share=None))
+DEFAULT_RECIPE = LAPTOP.replace(
+    keep="last", channels_last=True, balance=0.5, augment=Augment(scale=None, max_share=None)
+)
 """What ``hierlab train`` starts from. The weights are those of the last step, so validation chooses nothing; patches
-are flipped and turned but not resized, because every pixel of a sensor has the same size."""
+are flipped and turned but not resized, because every pixel of a sensor has the same size. Half of the patches are
+drawn for a class, since the rare classes of a map are often those that it is made for."""

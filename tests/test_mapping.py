@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from torch import nn
 
 from hierlab import _blend, _cog, mapping
-from hierlab._blend import Blender, Grid, blend_weights, window_starts
+from hierlab._blend import Blender, Grid, ahead, blend_weights, window_starts
 from hierlab.data.rasters import Scene
 from hierlab.tree import ClassTree
 
@@ -85,6 +85,13 @@ def make_scene(tmp_path):
         return Scene.open(path)
 
     return make
+
+
+@pytest.fixture(params=[False, True], ids=["in turn", "side by side"])
+def side_by_side(request, monkeypatch):
+    """The network in the same thread as the blending, as on a CPU, and in another, as on a GPU."""
+    if request.param:
+        monkeypatch.setattr(mapping, "_beside", lambda device, outputs: ahead(outputs))
 
 
 def brute_force(model, scene, window, overlap):
@@ -204,6 +211,13 @@ def test_a_map_equals_brute_force_whatever_the_batches_and_swaths(make_scene, tm
     assert (maps[0] == maps[1]).mean() > 0.999
     assert (maps[0] == maps[2]).mean() > 0.999
     assert TREE.consistent(torch.from_numpy(maps[0]).long()[None]).all()
+
+
+def test_the_network_may_run_beside_the_blending(make_scene, tmp_path, side_by_side):
+    scene, model = make_scene(70, 90), Small()
+    mapping.map_scene(model, TREE, scene, tmp_path / "map.tif", window=32, batch_size=3)
+    labels, _, _ = mapping.read_map(tmp_path / "map.tif")
+    assert_same_map(labels, brute_force(model, scene, 32, 4), TREE, model.sizes, np.ones((70, 90), bool))
 
 
 def test_a_flat_model_is_mapped_up_the_tree(make_scene, tmp_path):
@@ -413,6 +427,8 @@ def test_an_output_that_exists_or_is_an_input_is_refused(make_scene, tmp_path):
 def assert_nothing_left(folder):
     assert [p.name for p in folder.iterdir()] == ["in"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("hierlab-")]
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_logits_that_do_not_fit_the_tree_are_refused(make_scene, tmp_path):
@@ -428,7 +444,7 @@ def test_logits_that_do_not_fit_the_tree_are_refused(make_scene, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_leaves_nothing(make_scene, tmp_path, error):
+def test_an_interruption_leaves_nothing(make_scene, tmp_path, side_by_side, error):
     class Interrupted(Small):
         def forward(self, batch):
             if len(self.seen) == 3:
@@ -440,7 +456,7 @@ def test_an_interruption_leaves_nothing(make_scene, tmp_path, error):
     assert_nothing_left(tmp_path)
 
 
-def test_ctrl_c_while_the_network_runs_leaves_nothing(make_scene, tmp_path):
+def test_ctrl_c_while_the_network_runs_leaves_nothing(make_scene, tmp_path, side_by_side):
     class Interrupted(Small):
         def forward(self, batch):
             if len(self.seen) == 2:
@@ -452,10 +468,11 @@ def test_ctrl_c_while_the_network_runs_leaves_nothing(make_scene, tmp_path):
     assert_nothing_left(tmp_path)
 
 
-def test_an_interruption_while_decoding_leaves_nothing(make_scene, tmp_path, monkeypatch):
+def test_an_interruption_while_decoding_leaves_nothing(make_scene, tmp_path, monkeypatch, side_by_side):
     monkeypatch.setattr(ClassTree, "decode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        mapping.map_scene(Small(), TREE, make_scene(90, 90), tmp_path / "map.tif", window=16)
+        scene = make_scene(90, 90)
+        mapping.map_scene(Small(), TREE, scene, tmp_path / "map.tif", window=16, precision="bf16-mixed")
     assert_nothing_left(tmp_path)
 
 

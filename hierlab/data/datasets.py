@@ -15,6 +15,7 @@ from hierlab.data.tiles import Split, edges, starts
 from hierlab.tree import IGNORE
 
 TRIES = 16  # random positions tried for a patch before one that is known to be good
+SPOTS = 64  # pixels of a class remembered in each block, for patches that are drawn for a class
 
 
 class LabelledScene:
@@ -101,6 +102,10 @@ class RasterDataset(Dataset):
     drawn before. Blocks are drawn in proportion to their labelled pixels, and a patch holds at least one of
     them. No patch shares a pixel with a later part (see :func:`blocked_split`).
 
+    ``balance``: share of these patches that are drawn for a class instead, every class of the part equally often:
+    the block in proportion to its pixels of that class, then one of up to 64 of them (chosen once by the seed), then
+    where in the patch it lies. So a class of a thousandth of the ground is still seen; 0 keeps the ground's shares.
+
     Without ``samples``, regular windows that show every labelled pixel of the part exactly once: windows
     start every ``stride`` pixels (default: ``patch``), and where two of them overlap, each pixel keeps its label
     in the one whose centre is nearer. Windows without a labelled pixel are left out.
@@ -120,6 +125,7 @@ class RasterDataset(Dataset):
         seed: int = 0,
         stride: int | None = None,
         cache: int = 2**31,
+        balance: float = 0.0,
     ) -> None:
         if not sources:
             raise ValueError("no scene was given")
@@ -134,8 +140,10 @@ class RasterDataset(Dataset):
                 )
         if patch < 1 or (samples is not None and samples < 1):
             raise ValueError(f"patch and samples must be at least 1, got {patch} and {samples}")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance is a share from 0 to 1, got {balance}")
         self.sources, self.patch, self.part = list(sources), patch, part
-        self.samples, self.seed, self.stride = samples, seed, stride or patch
+        self.samples, self.seed, self.stride, self.balance = samples, seed, stride or patch, balance
         self.bands = sources[0][0].bands
         self.counts, self.unreachable = np.zeros(255, np.int64), 0
         for scene, _ in self.sources:
@@ -145,6 +153,7 @@ class RasterDataset(Dataset):
         if samples is None:
             self._regular = [item for n in range(len(self.sources)) for item in self._lay(n)]
         else:
+            self._spots: list[dict] = []
             self._blocks = [block for n in range(len(self.sources)) for block in self._find_blocks(n)]
             if self.counts.sum() and not self._blocks:
                 raise ValueError(
@@ -152,6 +161,7 @@ class RasterDataset(Dataset):
                     "Choose a smaller patch or larger blocks"
                 )
             self._share = np.cumsum([float(block[2]) for block in self._blocks])
+            self._classes = self._find_classes()
         if not self.counts.sum():
             raise ValueError(f"the {part} part holds not one labelled, valid pixel. Choose another split")
 
@@ -228,7 +238,32 @@ class RasterDataset(Dataset):
                 self.unreachable += int(count.sum())
             else:
                 found.append((n, (top, left, bottom, right), int(count.sum()), good))
+                if self.balance:
+                    self._spots.append(self._find_spots(n, label, (top, left, bottom, right)))
         return found
+
+    def _find_spots(self, n: int, label: np.ndarray, box: tuple[int, int, int, int]) -> dict:
+        """By label: how many pixels a block has of it, and up to SPOTS of them, (m, 2) rows and columns."""
+        rng, spots = np.random.default_rng([self.seed, n, *box, SPOTS]), {}
+        order = np.argsort(label, axis=None, kind="stable")
+        values, first, count = np.unique(label.ravel()[order], return_index=True, return_counts=True)
+        for value, start, size in zip(values.tolist(), first.tolist(), count.tolist(), strict=True):
+            if value != IGNORE:
+                chosen = order[start + np.sort(rng.choice(size, min(size, SPOTS), replace=False))]
+                at = np.stack(np.unravel_index(chosen, label.shape), 1) + np.array(box[:2])
+                spots[value] = (size, at.astype(np.int32))
+        return spots
+
+    def _find_classes(self) -> list[tuple[np.ndarray, list[tuple[int, np.ndarray]]]]:
+        """A class an entry: the running sum of its pixels over the blocks that hold it, and (block, spots) of each."""
+        held: dict[int, list] = {}
+        for block, spots in enumerate(self._spots):
+            for label, (size, at) in spots.items():
+                held.setdefault(label, []).append((size, block, at))
+        return [
+            (np.cumsum([float(size) for size, _, _ in blocks]), [(block, at) for _, block, at in blocks])
+            for _, blocks in sorted(held.items())
+        ]
 
     def _good_window(self, n: int, labelled: np.ndarray, box: tuple[int, int, int, int]) -> Window | None:
         """A window that holds one of the labelled pixels (m, 2) and no pixel of a later part."""
@@ -256,13 +291,26 @@ class RasterDataset(Dataset):
         return split is None or split.clear(self.part, window)
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        place = np.searchsorted(self._share, rng.random() * self._share[-1], side="right")
-        n, (top, left, bottom, right), _, good = self._blocks[min(place, len(self._blocks) - 1)]
+        spots = None
+        if self._classes and rng.random() < self.balance:
+            share, blocks = self._classes[rng.integers(len(self._classes))]
+            place, spots = blocks[_pick(share, rng)]
+        else:
+            place = _pick(self._share, rng)
+        n, (top, left, bottom, right), _, good = self._blocks[place]
         for _ in range(TRIES):
-            row, column = rng.integers(top, bottom), rng.integers(left, right)
+            if spots is None:
+                row, column = rng.integers(top, bottom), rng.integers(left, right)
+            else:
+                row, column = spots[rng.integers(len(spots))]
             window = self._within(n, int(row - rng.integers(self.patch)), int(column - rng.integers(self.patch)))
             if self._is_clear(n, window):
                 patch = self._read(n, window)
                 if (patch[2] != IGNORE).any():
                     return patch
         return self._read(n, good)
+
+
+def _pick(share: np.ndarray, rng: np.random.Generator) -> int:
+    """An index drawn in proportion to the steps of a running sum."""
+    return min(int(np.searchsorted(share, rng.random() * share[-1], side="right")), len(share) - 1)

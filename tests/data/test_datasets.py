@@ -180,10 +180,44 @@ def test_errors_come_before_work(pair, write, noise):
         RasterDataset([(source, split)], 16, "test")
     with pytest.raises(ValueError, match=r"no patch of 140 pixels.*smaller patch or larger blocks"):
         RasterDataset([(source, split)], 140, samples=10)
+    with pytest.raises(ValueError, match="balance is a share from 0 to 1, got 2"):
+        RasterDataset([(source, split)], 16, samples=10, balance=2)
     with pytest.raises(ValueError, match="at least 1"):
         RasterDataset([(source, split)], 0)
     with pytest.raises(ValueError, match="no scene"):
         RasterDataset([], 16)
+
+
+def test_balanced_patches_show_every_class_equally_often(write, noise):
+    """Classes of a tenth to a ten-thousandth of the ground; a patch drawn for a class holds a pixel of it."""
+    scene = Scene.open(write("a.tif", noise(512, 512), transform=from_origin(4e5, 5.8e6, 10, 10)))
+    label = np.zeros((512, 512), np.uint8)
+    label[:160, :160] = 1
+    label[400:405, 400:405] = 2
+    label[300, 10] = 3  # the one rare pixel of its block
+    source = LabelledScene(scene, label)
+    rates = []
+    for balance in (0.0, 0.5, 1.0):
+        data = RasterDataset([(source, None)], 8, samples=800, balance=balance)
+        seen = [set(item["label"].unique().tolist()) for item in data]
+        rates.append([np.mean([k in found for found in seen]) for k in range(4)])
+    natural, half, even = rates
+    assert natural[2] < 0.01 and natural[3] < 0.01
+    assert all(rate > 0.2 for rate in even) and max(even[2:]) < 0.3  # a quarter of the draws each
+    assert all(0.09 < rate < 0.17 for rate in half[2:])
+
+
+@pytest.mark.parametrize("balance", [0.4, 1.0])
+def test_balanced_patches_keep_clear_of_the_held_out_blocks(pair, balance):
+    source, split = pair(invalid=False)
+    data = RasterDataset([(source, split)], 16, samples=120, balance=balance)
+    held_out = np.zeros((150, 170), bool)
+    for top, left, bottom, right in split.barred("train"):
+        held_out[top:bottom, left:right] = True
+    for item in data:
+        rows, columns = (item["image"][i].numpy().astype(int) - 1 for i in range(2))
+        assert not held_out[rows, columns].any() and (item["label"] != 255).any()
+    assert same(data[7], RasterDataset([(source, split)], 16, samples=9, balance=balance)[7])
 
 
 def test_sparse_labels_are_found(write, noise):
