@@ -77,7 +77,7 @@ def published(name: str) -> pd.DataFrame:
     folder = files("hierlab") / "published"
     path = folder / f"{name}.csv"
     if not path.is_file():
-        known = sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if item.name.endswith(".csv"))
+        known = sorted(item.name.removesuffix(".csv") for item in folder.iterdir() if "-table-" in item.name)
         raise ValueError(f"There is no published table '{name}'; there are {', '.join(known)}.")
     with path.open(encoding="utf-8") as stream:
         return pd.read_csv(stream, index_col="row")
