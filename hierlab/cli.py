@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, map, list, describe, bench.
+"""The command line: train, evaluate, map, list, describe, twin, bench.
 
 Each command says what it found before any long work, shows progress, and ends with a table and a picture. Bad input
 ends with one message and exit code 2, without a traceback.
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import profiles
+from . import _twin_cli, profiles
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +26,7 @@ app = typer.Typer(
 bench = typer.Typer(
     no_args_is_help=True, help="Measure speed and memory side by side, into a CSV named by the machine."
 )
+app.add_typer(_twin_cli.app, name="twin")
 app.add_typer(bench, name="bench")
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
@@ -287,8 +288,12 @@ def list_command(
     elif what == "datasets":
         from .twin import PRESETS
 
-        rows = [(name, preset.sensor, preset.tree) for name, preset in PRESETS.items()]
-        _print_rows(("data set", "sensor", "tree"), rows, "Data sets of the built-in twin")
+        rows = [
+            (name, preset.title, preset.sensor or preset.series, preset.tree, _options(preset.values))
+            for name, preset in PRESETS.items()
+        ]
+        _print_rows(("data set", "", "sensor", "tree", "options"), rows, "Data sets of the built-in twin")
+        console.print("As files: hierlab twin export <data set> DIR")
     else:
         from .experiments.hierars import EXPERIMENTS
 
@@ -330,6 +335,10 @@ def bench_map(
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is one of {', '.join(choices)}; got '{value}'.")
+
+
+def _options(values: dict[str, tuple]) -> str:
+    return "; ".join(f"{option}: {', '.join(map(str, choices))}" for option, choices in values.items())
 
 
 def _print_rows(head: tuple[str, ...], rows: list[tuple], title: str) -> None:

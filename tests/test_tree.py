@@ -71,7 +71,7 @@ def test_hierars_trees(name, sizes, paths):
 
 
 def test_shipped_trees_round_trip():
-    assert {ClassTree.load(name).sizes for name in shipped()} == {(4, 9, 18), (8, 16), (5, 15, 44)}
+    assert {(4, 9, 18), (8, 16), (5, 15, 44)} <= {ClassTree.load(name).sizes for name in shipped()}
     for name in shipped():
         tree = ClassTree.load(name)
         again = ClassTree.from_dict(tree.to_dict())

@@ -1,60 +1,38 @@
 """Rendered sets of patches as torch data sets, each patch cached on disk.
 
-A preset says which sensor sees which patches, how many and how large in each profile. The three splits lie in
-different regions, so no pixel of one is near a pixel of another. Patch ``n`` of a set depends on nothing but
-(version, preset, seed, split, size, n): a longer set begins with the shorter one.
+``presets`` says which sensors see which patches under which legend, how many and how large in each profile. No pixel
+of one split is near a pixel of another. Patch ``n`` of a set depends on nothing but (version, preset, options, seed,
+split, size, n): a longer set begins with the shorter one.
 """
 
 import hashlib
+import math
 import os
 import sys
 import warnings
 import zipfile
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hierlab._io import atomic
-from hierlab.twin import index
-from hierlab.twin.ground import LEAVES
-from hierlab.twin.hashing import key, mix, scalar
-from hierlab.twin.sensor import SENSORS, render
-from hierlab.twin.world import TILE
+from hierlab.tree import IGNORE
+from hierlab.twin import index, legends, presets, products, seek
+from hierlab.twin.hashing import derive, key, mix, scalar
+from hierlab.twin.presets import EXTENT, PRESETS, Preset
+from hierlab.twin.sensor import ground_truth, render
+from hierlab.twin.world import tile_size
 
-TWIN_VERSION = "0.1"  # raise it with every change that moves a pixel: it is part of every cache's name
-EXTENT = 61_440  # metres: uniform patches lie in [0, EXTENT)² of their region
-SPLITS = {"train": tuple(range(8)), "val": (8, 9, 10), "test": (11, 12, 13)}  # regions
+TWIN_VERSION = "0.2"  # raise it with every change that moves a pixel: it is part of every cache's name
+SPLITS = {"train": tuple(range(8)), "val": (8, 9, 10), "test": (11, 12, 13)}  # regions of the MM-5B sets
 _MEMORY = 512 * 2**20  # bytes: sets smaller than this stay in memory once read
+_SCENES = 12  # places that are tried for an image of one scene class
 
-
-@dataclass(frozen=True)
-class Preset:
-    """One set: its sensor and class tree, the patch size in pixels and the number of patches by profile."""
-
-    sensor: str
-    tree: str
-    patch: dict[str, int]
-    count: dict[str, dict[str, int]]
-
-
-PRESETS: dict[str, Preset] = {
-    # The paper's sizes: 107 and 29 scenes, each 11 × 10 patches of 640 without overlap; it has no test split.
-    "mm5b-gaofen2": Preset(
-        sensor="gaofen2",
-        tree="mm5b",
-        patch={"smoke": 64, "laptop": 128, "gpu": 640, "paper": 640},
-        count={
-            "smoke": {"train": 16, "val": 8, "test": 8},
-            "laptop": {"train": 256, "val": 64, "test": 64},
-            "gpu": {"train": 640, "val": 128, "test": 128},
-            "paper": {"train": 11_770, "val": 3_190, "test": 3_190},
-        },
-    ),
-}
+Size = tuple[int, int]  # height, width
 
 
 def cache_dir() -> Path:
@@ -70,87 +48,277 @@ def cache_dir() -> Path:
     return Path(base) / "hierlab"
 
 
-@lru_cache(maxsize=4096)
-def place(name: str, split: str, seed: int, size: int, n: int) -> tuple[int, int, int]:
-    """(region, x, y) of patch ``n``, x and y in pixels: the mixture of uniform and class-seeking places.
+@lru_cache(maxsize=512)
+def _turns(name: str, split: str) -> tuple[int, ...]:
+    """Which part the items of a set belong to: as often as in the real set, evenly mixed, over one whole round."""
+    shares = [part.share[split] for part in PRESETS[name].parts]
+    total, owed, turns = sum(shares), [0] * len(shares), []
+    for _ in range(total):
+        owed = [o + s for o, s in zip(owed, shares, strict=True)]
+        turns.append(owed.index(max(owed)))
+        owed[turns[-1]] -= total
+    return tuple(turns)
 
-    The regions of the split take turns. Every second patch is uniform in the region's square; the others look for
-    a class, the classes taking turns: from a uniform point to the nearest sheet of the index that has the class,
-    and there to one of its pixels. Patches are aligned to tiles, so several may coincide where a class is rare.
+
+def _merging(product: products.Product) -> np.ndarray:
+    """(256,) uint8: the class of the data set that each class of a product is joined to, 255 for void."""
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(product.codes)] = product.merging.apply(product.codes)
+    return table
+
+
+class Turn(NamedTuple):
+    """Which part of the preset an item belongs to, and its number among the items of that part."""
+
+    part: int
+    number: int
+
+
+@lru_cache(maxsize=16384)
+def turn(name: str, split: str, value: str | int, n: int) -> Turn:
+    """The part of item ``n`` of a set and its number in it; ``value`` is the option that picks a part."""
+    parts = PRESETS[name].parts
+    if value != PRESETS[name].whole or len(parts) == 1:
+        return Turn(next((k for k, part in enumerate(parts) if part.value == value), 0), n)
+    turns = _turns(name, split)
+    rounds, rest = divmod(n, len(turns))
+    part = turns[rest]
+    return Turn(part, rounds * turns.count(part) + turns[:rest].count(part))
+
+
+def _step_mm(preset: Preset) -> int:
+    return presets.sensor(preset.sensor or preset.series).step_mm
+
+
+@lru_cache(maxsize=4096)
+def _scene(name: str, split: str, seed: int, part: int, n: int) -> tuple[int, int, int]:
+    """(region, x, y) of the ``n``-th scene of a part, metres: a place from whose surroundings items are cut."""
+    preset = PRESETS[name]
+    chosen = preset.parts[part]
+    h = mix(key(seed, "scene", preset.group or name, split, part), np.array([n]), np.array([0]))[0]
+    turn, which = divmod(n, len(chosen.areas[split]))
+    area = chosen.areas[split][which]
+    region = presets.region_of(name, seed, area.turn)
+    x, y = area.x + int(scalar(h, 2, 0, EXTENT)), area.y + int(scalar(h, 3, 0, EXTENT))
+    if chosen.near:
+        leaf = chosen.near[turn % len(chosen.near)]
+        x, y = seek.leaf(leaf, x, y, h, seed, region, preset.year) or (x, y)
+    return region, x, y
+
+
+@lru_cache(maxsize=4096)
+def anchor(name: str, split: str, seed: int, part: int, number: int) -> tuple[int, int, int, int]:
+    """(region, x, y, hash) of an item's place, millimetres: what the item shows, whatever its size.
+
+    Items are cut from scenes, places whose number grows with the set. Every second item lies anywhere in its
+    scene, or where its part lies there (in a town, for instance); from the others a class is looked for, the classes
+    of the legend taking turns. In the MM-5B sets a scene is the whole area.
     """
     preset = PRESETS[name]
-    gsd = SENSORS[preset.sensor].gsd
-    h = mix(key(seed, "patch", name, split, size), np.array([n]), np.array([0]))[0]
-    align = size if size < TILE and TILE % size == 0 else TILE
-    region = SPLITS[split][int(scalar(h, 1, 0, len(SPLITS[split])))]
-    x, y = scalar(h, 2, 0, EXTENT), scalar(h, 3, 0, EXTENT)
+    chosen = preset.parts[part]
+    h = mix(key(seed, "patch", preset.group or name, split, part), np.array([number]), np.array([0]))[0]
+    if preset.group:
+        area = chosen.areas[split][int(scalar(h, 1, 0, len(chosen.areas[split])))]
+        region = presets.region_of(name, seed, area.turn)
+        x, y = area.x + int(scalar(h, 2, 0, EXTENT)), area.y + int(scalar(h, 3, 0, EXTENT))
+    else:
+        scenes = 4 + number // 8
+        region, x, y = _scene(name, split, seed, part, int(scalar(h, 1, 0, scenes)))
+        x, y = x + int(scalar(h, 2, -0.5, 0.5) * index.SHEET), y + int(scalar(h, 3, -0.5, 0.5) * index.SHEET)
     found = None
-    if n % 2:
-        found = index.sample((n // 2) % len(LEAVES), x, y, h, seed, region)
-    px, py = (int(v // gsd) for v in (found or (x, y)))
-    ox, oy = (int(scalar(h, salt, 0, max(size - align, 0) + 1)) for salt in (4, 5))
-    return region, (px - ox) // align * align, (py - oy) // align * align
+    if number % 2 and not preset.scenes:
+        wanted = number // 2 % len(legends.LEGENDS[preset.tree].classes)
+        if preset.tree == "mm5b":
+            x, y = seek.leaf(wanted, x, y, h, seed, region, preset.year) or (x, y)
+        else:
+            found = seek.find(preset.tree, wanted, x, y, h, seed, region, _step_mm(preset), preset.year)
+    elif chosen.near:
+        leaf = chosen.near[int(scalar(h, 6, 0, len(chosen.near)))]
+        x, y = seek.leaf(leaf, x, y, h, seed, region, preset.year) or (x, y)
+    return region, *(found or (x * 1000, y * 1000)), int(h)
+
+
+@lru_cache(maxsize=4096)
+def place(name: str, split: str, seed: int, size: Size, part: int, number: int, unit: int) -> tuple[int, int, int]:
+    """(region, x, y) of an item, x and y in pixels: a window that holds its anchor.
+
+    Windows smaller than a tile of the twin are aligned to their own size, so that few tiles are rendered for each;
+    several may coincide where a class is rare. ``unit``: x and y are multiples of it.
+    """
+    preset = PRESETS[name]
+    region, x, y, code = anchor(name, split, seed, part, number)
+    h, step = np.uint32(code), _step_mm(preset)
+    px, py = x // step, y // step
+    if preset.scenes:
+        return _scene_place(preset, seed, region, x, y, h, size, number)
+    tile, corner = tile_size(step), []
+    for salt, pixel, length in ((4, px, size[1]), (5, py, size[0])):
+        align = length if length < tile and tile % length == 0 else min(tile, length)
+        align = max(unit, align // unit * unit)
+        shift = int(scalar(h, salt, 0, max(length - align, 0) + 1))
+        corner.append((pixel - shift) // align * align)
+    return region, corner[0], corner[1]
+
+
+def _scene_place(
+    preset: Preset, seed: int, region: int, x: int, y: int, h: np.uint32, size: Size, number: int
+) -> tuple[int, int, int]:
+    """A window of one scene class, the classes taking turns; where a scene is not found, the last window tried."""
+    step, classes = _step_mm(preset), len(legends.LEGENDS[preset.tree].classes)
+    corner = x // step, y // step
+    for n in range(_SCENES):
+        again = derive(h, 40 + n)[0]
+        where = x // 1000, y // 1000
+        found = seek.find(preset.tree, number % classes, *where, again, seed, region, step, preset.year)
+        if found is None:
+            continue
+        corner = found[0] // step - size[1] // 2, found[1] // step - size[0] // 2
+        shown = legends.scene(*ground_truth(seed, region, (*corner, size[1], size[0]), step / 1000, preset.year))
+        if shown == number % classes:
+            break
+    return region, *corner
 
 
 class TwinDataset(torch.utils.data.Dataset):
-    """Patches of the twin: ``{"image": float32 (C, H, W) in digital numbers, "label": int64 (H, W) leaf ids}``.
+    """Patches of the twin, as dicts of tensors. What an item holds depends on the set:
+
+    - ``image`` float32 (C, H, W), digital numbers; ``label`` int64 (H, W), the classes of ``tree``, 255 = ignore;
+    - ``label_lr`` int64 (H, W), a label product on the image's grid, in the classes of ``tree_lr``, 255 = void;
+    - ``series`` float32 (T, C, h, w) on its own coarser grid, 0 where ``series_valid`` bool (T, h, w) is false;
+    - ``scene`` int64 (), the class of the whole image, in place of ``label``.
 
     Patches are rendered when first asked for and cached as one file each, written atomically, so that several
     processes may share a cache. A file that cannot be read is rendered again, with a warning.
 
-    Attributes: ``name``, ``split``, ``seed``, ``size``, ``sensor`` (name), ``bands`` (names), ``gsd`` (metres),
-    ``tree`` (ClassTree), ``fingerprint`` (changes with version, preset, seed, split and size), ``folder`` (cache),
-    ``is_twin`` (True).
+    Attributes: ``name``, ``split``, ``seed``, ``year``, ``size`` (pixels a side, or (height, width)), ``options``,
+    ``sensor`` (name), ``bands`` (names), ``gsd`` (metres), ``tree`` (ClassTree), ``product`` and ``tree_lr`` (of
+    ``label_lr``), ``merge_lr`` (uint8 (256,): the class of ``tree`` for each of ``tree_lr``, 255 for void),
+    ``series_sensor``, ``series_bands``, ``series_gsd`` and ``days`` (of the year, T of them),
+    ``fingerprint`` (changes with version, preset, options, seed, split and size), ``folder`` (cache), ``is_twin``
+    (True). What a set does not have is None. In a set with no image, ``sensor``, ``bands`` and ``gsd`` are those
+    of the series.
     """
 
     is_twin = True
 
-    def __init__(self, name: str, split: str, seed: int, size: int, count: int):
+    def __init__(self, name: str, split: str, seed: int, size: int | Size, count: int, options: dict):
         from hierlab.tree import ClassTree
 
         preset = PRESETS[name]
-        sensor = SENSORS[preset.sensor]
-        self.name, self.split, self.seed, self.size = name, split, seed, size
-        self.sensor, self.bands, self.gsd = sensor.name, sensor.bands, sensor.gsd
+        self.name, self.split, self.seed, self.options, self._preset = name, split, seed, options, preset
+        self.year = preset.year
+        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = self._size[0] if self._size[0] == self._size[1] else self._size
+        series = options.get("series", preset.series)
+        self._series = presets.sensor(series) if series else None
+        self._sensor = presets.sensor(preset.sensor) if preset.sensor else self._series
+        self._step = self._sensor.step_mm
+        self.sensor, self.bands, self.gsd = self._sensor.name, self._sensor.bands, self._sensor.gsd
         self.tree = ClassTree.load(preset.tree)
-        identity = repr((TWIN_VERSION, name, sensor, SPLITS[split], EXTENT, seed, split, size))
-        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-        self.folder = cache_dir() / "twin" / f"{name}-{split}-{size}-{self.fingerprint}"
+        self.product, self.tree_lr, self.merge_lr = options.get("product", preset.product), None, None
+        if self.product:
+            self.tree_lr = ClassTree.load(products.PRODUCTS[self.product].tree)
+            self.merge_lr = _merging(products.PRODUCTS[self.product])
+        self.series_sensor, self.series_bands, self.series_gsd, self.days = None, None, None, None
+        if self._series:
+            self.series_sensor, self.series_bands = self._series.name, self._series.bands
+            self.series_gsd, self.days = self._series.gsd, self._series.dates
+        self._value = options.get(preset.option, preset.whole)
+        self._shapes = self._expected()
+        areas = [(p.value, p.areas[split], p.share[split], p.near) for p in preset.parts]
+        what = (TWIN_VERSION, name, self._sensor, self._series, preset.tree, preset.year, sorted(options.items()))
+        where = (areas, preset.first, sorted(preset.wish.items()), EXTENT, seed, split, self._size)
+        self.fingerprint = hashlib.blake2b(repr((what, where)).encode(), digest_size=8).hexdigest()
+        label = "x".join(map(str, dict.fromkeys(self._size)))
+        chosen = "".join(f"-{value}" for _, value in sorted(options.items()))
+        self.folder = cache_dir() / "twin" / f"{name}{chosen}-{split}-{label}-{self.fingerprint}"
         self._count = count
-        self._shapes = {"image": (len(sensor.bands), size, size), "label": (size, size)}
         self._memory: dict[int, dict[str, np.ndarray]] | None = {}
-        if count * size * size * (2 * len(sensor.bands) + 1) > _MEMORY:
+        if count * sum(2 * math.prod(shape) for shape in self._shapes.values()) > _MEMORY:
             self._memory = None
+
+    def _expected(self) -> dict[str, tuple[int, ...]]:
+        """The shape of everything that is stored of an item; ValueError where the size does not fit the grids."""
+        shapes, size = {}, self._size
+        if self._preset.sensor:
+            shapes["image"] = (len(self.bands), *size)
+        if self._series:
+            self._unit = max(1, self._series.step_mm // self._step)
+            if any(length % self._unit for length in size):
+                raise ValueError(
+                    f"size {self.size}: {self.name} needs a multiple of {self._unit} pixels, one pixel of "
+                    f"{self.series_sensor}."
+                )
+            coarse = tuple(length // self._unit for length in size)
+            shapes["series"] = (len(self.days), len(self.series_bands), *coarse)
+            shapes["series_valid"] = (len(self.days), *coarse)
+        else:
+            self._unit = 1
+        if self.product:
+            shapes["label_lr"] = size
+        shapes["scene" if self._preset.scenes else "label"] = () if self._preset.scenes else size
+        return shapes
 
     def __len__(self) -> int:
         return self._count
 
+    def turn(self, n: int) -> Turn:
+        """The part of the set that item ``n`` belongs to, and its number in it."""
+        return turn(self.name, self.split, self._value, n)
+
     def place(self, n: int) -> tuple[int, int, int]:
         """(region, x, y) of patch ``n``, x and y in pixels of the sensor's grid."""
-        return place(self.name, self.split, self.seed, self.size, n)
+        return place(self.name, self.split, self.seed, self._size, *self.turn(n), self._unit)
+
+    def anchor(self, n: int) -> tuple[int, float, float]:
+        """(region, x, y) of the point that patch ``n`` shows, metres: the same in all sets of one group."""
+        region, x, y, _ = anchor(self.name, self.split, self.seed, *self.turn(n))
+        return region, x / 1000, y / 1000
 
     def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
         if not -len(self) <= n < len(self):
             raise IndexError(f"patch {n} of a set of {len(self)}.")
         patch = self.patch(n % len(self))
-        return {
-            "image": torch.from_numpy(patch["image"].astype(np.float32)),
-            "label": torch.from_numpy(patch["label"].astype(np.int64)),
-        }
+        types = {"image": np.float32, "series": np.float32, "series_valid": bool}
+        return {k: torch.from_numpy(np.asarray(v, types.get(k, np.int64))) for k, v in patch.items()}
 
-    def patch(self, n: int) -> dict[str, np.ndarray]:
-        """Patch ``n`` as it is stored: image (C, H, W) uint16 and label (H, W) uint8."""
+    def patch(self, n: int, keep: bool = True) -> dict[str, np.ndarray]:
+        """Patch ``n`` as it is stored: image and series in the sensor's own type, the labels uint8.
+
+        ``keep=False`` does not store it, neither on disk nor in memory.
+        """
         if self._memory is not None and n in self._memory:
             return self._memory[n]
         path = self.folder / f"{n:06d}.npz"
         patch = self._read(path) if path.exists() else None
         if patch is None:
-            region, x, y = self.place(n)
-            made = render(self.sensor, self.seed, region, (x, y, self.size, self.size))
-            patch = {"image": made.image, "label": made.label}
-            self._write(path, patch)
-        if self._memory is not None:
+            patch = self._render(n)
+            if keep:
+                self._write(path, patch)
+        if keep and self._memory is not None:
             self._memory[n] = patch
+        return patch
+
+    def _render(self, n: int) -> dict[str, np.ndarray]:
+        region, x, y = self.place(n)
+        window, year = (x, y, self._size[1], self._size[0]), self._preset.year
+        patch, made = {}, None
+        if self._preset.sensor:
+            made = render(self._sensor, self.seed, region, window, year)
+            patch["image"] = made.image
+        if self._series:
+            coarse = tuple(v // self._unit for v in window)
+            series = render(self._series, self.seed, region, coarse, year)
+            patch["series"] = series.image * series.valid[:, None]
+            patch["series_valid"] = series.valid
+            made = made or series
+        if self.product:
+            codes = products.label(self.product, self.seed, region, window, self.gsd)
+            patch["label_lr"] = self.tree_lr.encode(codes)
+        if self._preset.scenes:
+            patch["scene"] = np.uint8(legends.scene(made.label, made.kind))
+        else:
+            patch["label"] = legends.classify(made.label, made.kind, self._preset.tree)
         return patch
 
     def _read(self, path: Path) -> dict[str, np.ndarray] | None:
@@ -180,14 +348,41 @@ class TwinDataset(torch.utils.data.Dataset):
             self.patch(n)
 
 
+def _chosen(preset: Preset, name: str, options: dict) -> dict:
+    """The options with the defaults filled in; ValueError for one that the set does not have, or its value."""
+    for option, value in options.items():
+        if option not in preset.values:
+            takes = f"it takes {', '.join(preset.values)}" if preset.values else "it takes none"
+            raise ValueError(f"{name} has no option {option!r}: {takes}.")
+        if value not in preset.values[option]:
+            choices = ", ".join(map(repr, preset.values[option]))
+            raise ValueError(f"{name} has no {option} {value!r}: choose one of {choices}.")
+    return {option: options.get(option, values[0]) for option, values in preset.values.items()}
+
+
+def share(preset: Preset, split: str, options: dict, whole: int) -> int:
+    """How many of ``whole`` items of a split lie in the part that the options pick."""
+    shares = {part.value: part.share[split] for part in preset.parts}
+    picked = shares.get(options.get(preset.option), sum(shares.values()))
+    return max(1, round(whole * picked / sum(shares.values())))
+
+
 def dataset(
-    name: str, split: str, profile: str | None = None, seed: int = 0, size: int | None = None, count: int | None = None
+    name: str,
+    split: str,
+    profile: str | None = None,
+    seed: int = 0,
+    size: int | Size | None = None,
+    count: int | None = None,
+    **options: str | int,
 ) -> TwinDataset:
     """A set of the twin by name, for example ``dataset("mm5b-gaofen2", "train")``.
 
     ``split`` is "train", "val" or "test"; ``profile`` (default: the current one) gives the patch size and the number
-    of patches, which ``size`` and ``count`` override. Nothing is rendered yet. ValueError for an unknown name,
-    split or profile.
+    of patches, which ``size`` (pixels a side, or height and width) and ``count`` override. Some sets take an option:
+    ``state`` (chesapeake: 0 to 5, or "all"), ``domain`` (loveda: "urban", "rural" or "both"), ``product`` (poland)
+    and ``series`` (whu-h2sr-mt); ``PRESETS[name].values`` lists them. Nothing is rendered yet. ValueError for an
+    unknown name, split, profile or option.
     """
     if name not in PRESETS:
         raise ValueError(f"no data set {name!r} in the twin: choose one of {', '.join(PRESETS)}.")
@@ -200,7 +395,10 @@ def dataset(
     preset = PRESETS[name]
     if profile not in preset.patch:
         raise ValueError(f"no profile {profile!r}: choose one of {', '.join(preset.patch)}.")
-    size, count = size or preset.patch[profile], count or preset.count[profile][split]
-    if size < 1 or count < 1:
+    chosen = _chosen(preset, name, options)
+    size = preset.patch[profile] if size is None else size
+    count = share(preset, split, chosen, preset.count[profile][split]) if count is None else count
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if min(sides) < 1 or len(sides) > 2 or count < 1:
         raise ValueError(f"size {size}, count {count}: expected positive numbers.")
-    return TwinDataset(name, split, seed, size, count)
+    return TwinDataset(name, split, seed, size, count, chosen)

@@ -50,6 +50,15 @@ class Ground:
         for name, value in values.items():
             np.copyto(getattr(self, name), value, where=where, casting="unsafe")
 
+    def at(self, index: np.ndarray, leaf: str | None = None, kind: str | np.ndarray | None = None, **values) -> None:
+        """``paint`` for few samples: those with the flat ``index`` (N,); values are scalars or (N,)."""
+        if leaf is not None:
+            values["leaf"] = LEAF[leaf]
+        if kind is not None:
+            values["kind"] = KIND[kind] if isinstance(kind, str) else kind
+        for name, value in values.items():
+            getattr(self, name).ravel()[index] = value
+
     def take(self, index: np.ndarray) -> "Ground":
         """The samples at a flat ``index``, as a copy."""
         return Ground(*(getattr(self, f.name).ravel()[index] for f in fields(self)))
@@ -105,25 +114,118 @@ def squares(u: np.ndarray, v: np.ndarray, size: np.ndarray | float, h: np.ndarra
     )
 
 
-def cut(
-    boxes: Boxes, u: np.ndarray, v: np.ndarray, target: np.ndarray | float, depth: int, jitter: float = 0.22
-) -> Boxes:
-    """Cut rectangles across their longer side, again and again, until they are near ``target`` square metres."""
+def numbered(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of hashes (N,): where one of each stands, and for each sample the number of its value."""
+    low = (h ^ (h >> np.uint32(13))) & np.uint32(2**20 - 1)
+    table = np.full(2**20, -1, np.int32)
+    table[low] = np.arange(len(h), dtype=np.int32)
+    if not (h[table[low]] == h).all():  # two values share a slot: seldom
+        _, first, number = np.unique(h, return_index=True, return_inverse=True)
+        return first, number
+    slots = np.flatnonzero(table >= 0)
+    first = table[slots]
+    table[slots] = np.arange(len(slots), dtype=np.int32)
+    return first, table[low].astype(np.intp)
+
+
+class Tree(NamedTuple):
+    """Rectangles cut again and again. ``leaves`` are the last ones; nodes (M,) say where each cut lies."""
+
+    leaves: Boxes
+    along: np.ndarray  # whether the cut compares v (else u)
+    place: np.ndarray
+    child: np.ndarray  # the lower part; the upper one follows it; of a leaf, itself
+    leaf: np.ndarray  # number of the node among the leaves
+    depth: int
+
+    def find(self, root: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """The leaf (N,) that each sample (u, v) of the box number ``root`` falls in."""
+        by_u, by_v = (side.astype(u.dtype) for side in (~self.along, self.along))
+        place, node = self.place.astype(u.dtype), root
+        for _ in range(self.depth):
+            at = by_u.take(node)
+            at *= u
+            at += by_v.take(node) * v  # one of the two factors is 0, the other 1
+            beyond = at > place.take(node)
+            node = self.child.take(node)
+            node += beyond
+        return self.leaf.take(node)
+
+
+def divide(boxes: Boxes, target: np.ndarray | float, depth: int, jitter: float = 0.22) -> Tree:
+    """Cut rectangles (M,) across their longer side, again and again, until they are near ``target`` square metres.
+
+    Positions keep the precision of the boxes: in float64 nothing depends on where the frame is anchored.
+    """
     h, u0, u1, v0, v1 = boxes
-    for level in range(depth):
+    real = u0.dtype.type
+    target = np.broadcast_to(np.asarray(target, real), h.shape)
+    nodes, levels, start = [], 0, 0
+    place_of = {name: [] for name in ("along", "place", "child")}
+    while True:
         du, dv = u1 - u0, v1 - v0
-        on = du * dv > target * (np.float32(0.7) + unit(h))
-        if not on.any():
-            break
+        on = (du * dv > target * (np.float32(0.7) + unit(h))) & (levels < depth)
         share = np.float32(0.5 - jitter / 2) + np.float32(jitter) * unit(h, 1)
         tall = du <= dv * np.float32(1.1)
         place = np.where(tall, v0 + dv * share, u0 + du * share)
-        beyond = np.where(tall, v, u) > place
-        across, along = on & ~tall, on & tall
-        u0, u1 = np.where(across & beyond, place, u0), np.where(across & ~beyond, place, u1)
-        v0, v1 = np.where(along & beyond, place, v0), np.where(along & ~beyond, place, v1)
-        h = np.where(on, derive(h + beyond, 20 + level), h)
-    return Boxes(h, u0, u1, v0, v1)
+        child = start + np.arange(len(h))
+        child[on] = start + len(h) + 2 * np.arange(on.sum())
+        nodes.append(Boxes(h, u0, u1, v0, v1))
+        for name, value in (("along", tall), ("place", np.where(on, place, np.inf)), ("child", child)):
+            place_of[name].append(value)
+        if not on.any():
+            break
+        start += len(h)
+        k = np.repeat(np.flatnonzero(on), 2)
+        beyond = np.tile([False, True], on.sum())
+        h, u0, u1, v0, v1, place, tall, target = (x[k] for x in (h, u0, u1, v0, v1, place, tall, target))
+        u0, u1 = np.where(~tall & beyond, place, u0), np.where(~tall & ~beyond, place, u1)
+        v0, v1 = np.where(tall & beyond, place, v0), np.where(tall & ~beyond, place, v1)
+        h = derive(h + beyond, 20 + levels)
+        levels += 1
+    along, place, child = (np.concatenate(place_of[name]) for name in ("along", "place", "child"))
+    last = np.flatnonzero(child == np.arange(len(child)))
+    leaf = np.zeros(len(child), np.int64)
+    leaf[last] = np.arange(len(last))
+    leaves = Boxes(*(np.concatenate(part)[last] for part in zip(*nodes, strict=True)))
+    return Tree(leaves, along, place, child, leaf, levels)
+
+
+def cut(
+    boxes: Boxes, u: np.ndarray, v: np.ndarray, target: np.ndarray | float, depth: int, jitter: float = 0.22
+) -> Boxes:
+    """``divide`` sample by sample: the boxes (N,) or (H, W) that the samples stand in, to the pieces they stand in.
+
+    ``target`` is one value a box: it must not differ between the samples of a box.
+    """
+    shape = u.shape
+    first, root = numbered(boxes.h.ravel())
+    target = np.broadcast_to(np.asarray(target, np.float32), shape).ravel()[first]
+    tree = divide(Boxes(*(a.ravel()[first] for a in boxes)), target, depth, jitter)
+    leaf = tree.find(root, u.ravel(), v.ravel())
+    return Boxes(*(a.take(leaf).reshape(shape) for a in tree.leaves))
+
+
+def modulo(t: np.ndarray, period: np.ndarray) -> np.ndarray:
+    """``np.mod`` for float32 and a positive period, many times faster."""
+    return t - np.floor(t / period) * period
+
+
+def stripes(t: np.ndarray, period: np.ndarray | float, width: np.ndarray | float, step: float) -> np.ndarray:
+    """Share of a sample ``step`` metres wide that stripes cover, at ``t`` metres across them, float32.
+
+    Stripes are ``width`` wide, one a ``period``, the first one from 0 to ``width``. The mean is width / period at
+    any step; where the stripes cannot be told apart there is nothing but the mean.
+    """
+    period, width, step = (np.asarray(a, np.float32) for a in (period, width, step))
+    d = np.abs(modulo(t - np.float32(0.5) * width, period) - np.float32(0.5) * period)
+    d = np.float32(0.5) * period - d  # distance to the middle of the nearest stripe
+    share = np.clip(np.float32(0.5) * (width + step) - d, 0, np.minimum(width, step))
+    share /= step
+    told = width + step <= period
+    if told.all():
+        return share
+    return np.where(told, share, width / period)
 
 
 def choose(h: np.ndarray, salt: int, names: list[str]) -> np.ndarray:

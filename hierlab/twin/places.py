@@ -12,6 +12,7 @@ import numpy as np
 
 from hierlab.twin import drainage
 from hierlab.twin.hashing import derive, key, mix, pick, scalar, unit
+from hierlab.twin.regions import style
 
 VILLAGE, TOWN, CITY = 0, 1, 2
 CELL = (1800, 7200, 28800)  # metres between sites of a level; each is four of the one below
@@ -40,7 +41,8 @@ def sites(seed: int, region: int, level: int, i: np.ndarray, j: np.ndarray) -> S
     """The sites that exist in the cells of the ranges ``i`` × ``j`` of a level."""
     i, j = (a.ravel() for a in np.meshgrid(np.asarray(i, np.int64), np.asarray(j, np.int64)))
     h = mix(key(seed, region, "site", level), i, j)
-    here = unit(h, 0) < _PRESENT[level]
+    dense = style(seed, region).density if level == VILLAGE else 1.0
+    here = unit(h, 0) < np.float32(_PRESENT[level] * dense)
     i, j, h = i[here], j[here], h[here]
     ci, cj = i, j
     for lower in range(level, 0, -1):  # down to the village cell that the site stands in
@@ -116,7 +118,7 @@ def city(seed: int, region: int, i: int, j: int) -> City | None:
     if not len(s.x):
         return None
     x, y, h = int(s.x[0]), int(s.y[0]), s.h[0]
-    radius = float(_radius(CITY, s.h)[0])
+    radius = float(_radius(seed, region, CITY, s.h)[0])
     where = scalar(h, 50, 0, 2 * np.pi)
     r = 0.5 * radius
     station = (r * np.cos(where), r * np.sin(where), where + np.pi / 2 + scalar(h, 51, -0.3, 0.3))
@@ -159,9 +161,10 @@ def airport(seed: int, region: int, c: City) -> tuple[float, float, float] | Non
     return float(p[best, 0]), float(p[best, 1]), float(run[best])
 
 
-def _radius(level: int, h: np.ndarray) -> np.ndarray:
+def _radius(seed: int, region: int, level: int, h: np.ndarray) -> np.ndarray:
+    """Radii (N,), metres: within ``RADIUS`` everywhere, and larger ones oftener where a region is densely settled."""
     low, high = RADIUS[level]
-    return low + (high - low) * unit(h, 5).astype(float) ** (1.6 if level else 1.0)
+    return low + (high - low) * unit(h, 5).astype(float) ** ((1.6 if level else 1.0) / style(seed, region).density)
 
 
 def cities(seed: int, region: int, ax: int, ay: int, box, margin: float = _AIRPORT_REACH) -> list[City]:
@@ -196,7 +199,7 @@ def settlements(seed: int, region: int, ax: int, ay: int, box) -> Settlements:
         s = _within(
             seed, region, level, ax, ay, box, SPREAD * (high + (RADIUS[TOWN][1] + high if level == TOWN else 0))
         )
-        x, y, radius = (s.x - ax).astype(float), (s.y - ay).astype(float), _radius(level, s.h)
+        x, y, radius = (s.x - ax).astype(float), (s.y - ay).astype(float), _radius(seed, region, level, s.h)
         free = np.ones(len(x), bool)
         for tx, ty, tr in taken:
             free &= np.hypot(x - tx, y - ty) > tr + 0.8 * radius
@@ -240,7 +243,7 @@ def _ways(seed: int, region: int, level: int, bi: int, bj: int) -> Network:
     p, q = np.stack([a.x - ox, a.y - oy], -1).astype(float), np.stack([b.x - ox, b.y - oy], -1).astype(float)
     h = derive(a.h ^ derive(b.h, 7), 8)
     if level < CITY:
-        lines = _polyline(p, q, q - p, q - p, h, (10, 22)[level], (0.16, 0.11)[level])
+        lines = _polyline(p, q, q - p, q - p, h, (20, 48)[level], (0.16, 0.11)[level])
         main = _segments(lines, (3.2, 7.0)[level])
         return (
             Network(main, none5, none5, none5, none3) if level == VILLAGE else Network(none5, main, none5, none5, none3)
@@ -252,10 +255,22 @@ def _ways(seed: int, region: int, level: int, bi: int, bj: int) -> Network:
     there = np.arctan2(q[:, 1] - p[:, 1], q[:, 0] - p[:, 0])
     start = p + np.array([c.ring(t) for (c, _), t in zip(ends, there, strict=True)])
     stop = q + np.array([c.ring(t + np.pi) for (_, c), t in zip(ends, there, strict=True)])
-    highways = _segments(_polyline(start, stop, stop - start, stop - start, h, 48, 0.10), 13.0)
-    junctions = np.concatenate([np.column_stack([start, there]), np.column_stack([stop, there + np.pi])])
+    highways = _segments(_polyline(start, stop, stop - start, stop - start, h, 96, 0.10), 13.0)
+    out = np.arctan2(stop[:, 1] - start[:, 1], stop[:, 0] - start[:, 0])
+    ways_out = [
+        np.array([_between(c[n], t, o) for c, t, o in zip(ends, there + n * np.pi, out + n * np.pi, strict=True)])
+        for n in (0, 1)
+    ]
+    junctions = np.concatenate([np.column_stack([start, ways_out[0]]), np.column_stack([stop, ways_out[1]])])
     rails = _segments(_rails(p, q, ends, h), 6.0)
     return Network(none5, none5, highways, rails, np.round(junctions * 4096) / 4096)
+
+
+def _between(c: City, where: float, out: float) -> float:
+    """Halfway between a highway's direction and the normal of the ring, which it leaves in the direction ``where``."""
+    a, b = c.ring(np.array([where - 0.02, where + 0.02]))
+    normal = np.arctan2(b[1] - a[1], b[0] - a[0]) - np.pi / 2
+    return out + 0.5 * ((normal - out + np.pi) % (2 * np.pi) - np.pi)
 
 
 def _rails(p, q, ends, h) -> np.ndarray:
@@ -274,7 +289,7 @@ def _rails(p, q, ends, h) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _ring(seed: int, region: int, i: int, j: int) -> np.ndarray:
     c = city(seed, region, i, j)
-    curve = np.round(c.ring(np.linspace(0, 2 * np.pi, 73)) * 8) / 8
+    curve = np.round(c.ring(np.linspace(0, 2 * np.pi, 145)) * 8) / 8
     return _segments(curve[None], 13.0)
 
 

@@ -1,50 +1,25 @@
-"""The open country: hills, forest, meadow and bare land, districts of fields, and the water that runs through it."""
+"""The open country: the fields of terrain and texture that all parts share, crops, and what grows by itself."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from hierlab.twin import drainage
+from hierlab.twin import woods
 from hierlab.twin.fields import Grid
-from hierlab.twin.ground import Boxes, Ground, choose, cut, distance, squares
-from hierlab.twin.hashing import derive, key, pick, scalar, unit
+from hierlab.twin.ground import LEAF, Ground
+from hierlab.twin.hashing import derive, key, mix, pick, unit
+from hierlab.twin.parcels import Parcels, Use
+from hierlab.twin.regions import style
 from hierlab.twin.spectra import KIND, PHASES
 
-_DISTRICT = 1050  # metres between districts
 _BEND = 62  # metres by which districts and fields are bent
-_LAKE = 100  # metres of radius from which standing water is a lake and no pond
-_BANKS = 90.0  # metres beyond which the distance to water is not needed
-_OTHER = (  # share from, to; leaf and kind of the parcels that are no cropland
-    (0.00, 0.25, "artificial meadow", "sown grass"),
-    (0.25, 0.55, "forest", "orchard"),
-    (0.55, 0.70, "forest", "broadleaf forest"),
-    (0.70, 0.88, "natural meadow", "meadow"),
-    (0.88, 1.00, "bare land", "bare soil"),
-)
-_DRY = ["wheat and maize", "wheat", "maize", "vegetables", "rape", "wheat and maize", "fallow"]
-
-
-@dataclass(frozen=True)
-class Climate:
-    """How a region differs from others: wet or dry, hilly or flat, its field size and its soil."""
-
-    wet: float
-    hilly: float
-    field: float
-    soil: float
-
-
-@lru_cache(maxsize=256)
-def climate(seed: int, region: int) -> Climate:
-    """How a region differs from others, drawn once from its seed."""
-    k = key(seed, region, "climate")
-    return Climate(scalar(k, 1, -0.45, 0.5), scalar(k, 2, -0.35, 0.45), scalar(k, 3, 0.7, 1.7), scalar(k, 4, -1, 1))
+_CLOSE = 0.6  # metres between samples up to which textures of less than a metre are drawn
+_WOODS = [KIND[name] for name in ("broadleaf forest", "conifer forest")]
 
 
 @dataclass(frozen=True)
 class Land:
-    """Fields (H, W) that the parts of the world share: position along warped axes, hills, moisture, textures."""
+    """Fields (H, W) float32 that the parts of the world share: warped coordinates, hills, moisture, textures."""
 
     x: np.ndarray
     y: np.ndarray
@@ -54,220 +29,163 @@ class Land:
     middle: np.ndarray  # of some fifty metres
     fine: np.ndarray  # of about ten metres
     grain: np.ndarray  # of the size of a tree
+    speck: np.ndarray  # of decimetres; a single 0 where samples are too far apart for it
     relief: np.ndarray  # elevation, metres
+
+    def take(self, name: str, q: np.ndarray) -> np.ndarray:
+        """One of the fields at the samples with the flat index ``q``."""
+        field = getattr(self, name)
+        return field.ravel()[q] if field.size > 1 else field.ravel()
 
 
 def land(grid: Grid) -> Land:
     """The shared fields of a tile."""
-    c = climate(grid.seed, grid.region)
+    region = style(grid.seed, grid.region)
     x, y = grid.mesh
     x = x + np.float32(_BEND) * grid.noise("bend x", 900, 3)
     y = y + np.float32(_BEND) * grid.noise("bend y", 900, 3)
-    hill = grid.noise("hills", 6100, 3, 0.6) + np.float32(c.hilly)
+    hill = grid.noise("hills", 6100, 3, 0.6) + np.float32(region.hilly)
     relief = grid.noise("relief", 1500, 5, 0.48) * np.float32(70) * np.clip(hill + np.float32(0.35), 0.06, 1.6)
-    noise = [
+    moist = np.float32(0.8) * grid.smooth("moist", 4300) + np.float32(0.55) * grid.smooth("damp", 1500)
+    broad, middle, fine = (
         grid.noise(name, scale, n, 0.65) for name, scale, n in (("broad", 420, 3), ("middle", 48, 3), ("fine", 13, 2))
-    ]
-    return Land(x, y, hill, _moisture(grid, *grid.mesh), *noise, grid.noise("grain", 4), relief)
-
-
-def _moisture(grid: Grid, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean 0, variance about 1; by points, so that a whole parcel can be decided at its centre."""
-    return np.float32(0.8) * grid.scattered("moist", 4300, x, y) + np.float32(0.55) * grid.scattered("damp", 1500, x, y)
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Parcels of the districts: their boxes, the samples' place in them, and what a district shares."""
-
-    boxes: Boxes
-    u: np.ndarray
-    v: np.ndarray
-    edge: np.ndarray  # metres to the side of the parcel
-    x: np.ndarray  # the parcel's centre, metres from the anchor, in warped coordinates
-    y: np.ndarray
-    damp: np.ndarray  # moisture there
-    district: np.ndarray  # hash
-
-
-def parcels(grid: Grid, shared: Land) -> Fields:
-    """Jittered Voronoi districts in warped coordinates, each with its own direction, shape and size of fields."""
-    margin = 4 * _BEND + 2 * _DISTRICT
-    i = np.arange(
-        (grid.ax - margin) // _DISTRICT, (grid.ax + int(grid.x[-1]) + margin) // _DISTRICT + 1, dtype=np.int64
     )
-    j = np.arange(
-        (grid.ay - margin) // _DISTRICT, (grid.ay + int(grid.y[-1]) + margin) // _DISTRICT + 1, dtype=np.int64
-    )
-    dx, dy, h = drainage.nodes(key(grid.seed, grid.region, "district"), _DISTRICT, i[None], j[:, None])
-    sx = (i[None] * _DISTRICT - grid.ax + dx).ravel().astype(np.float32)
-    sy = (j[:, None] * _DISTRICT - grid.ay + dy).ravel().astype(np.float32)
-    h = h.ravel()
-    near = np.flatnonzero(_may_own(shared, sx, sy))
-    best, owner = np.full(grid.shape, np.float32(np.inf)), np.zeros(grid.shape, np.int64)
-    for n in near:
-        a, b = shared.x - sx[n], shared.y - sy[n]
-        a *= a
-        b *= b
-        a += b
-        closer = a < best
-        owner[closer] = n
-        np.minimum(best, a, out=best)
-    c = climate(grid.seed, grid.region)
-    turn = pick(h, 11, 0, np.pi)
-    cos, sin, stretch = np.cos(turn)[owner], np.sin(turn)[owner], pick(h, 12, 1.0, 2.6)[owner]
-    size = (np.float32(c.field) * np.exp(pick(h, 13, np.log(1800), np.log(9000))))[owner]
-    px, py = shared.x - sx[owner], shared.y - sy[owner]
-    u, v = px * cos + py * sin, (py * cos - px * sin) * stretch
-    boxes = cut(squares(u, v, 520.0, h[owner]), u, v, size * stretch, 7, 0.25)
-    cu, cv = boxes.centre
-    cv = cv / stretch
-    edge = np.minimum(np.minimum(u - boxes.u0, boxes.u1 - u), np.minimum(v - boxes.v0, boxes.v1 - v) / stretch)
-    cx, cy = sx[owner] + cu * cos - cv * sin, sy[owner] + cu * sin + cv * cos
-    return Fields(boxes, u, v, edge, cx, cy, _moisture(grid, cx, cy), h[owner])
+    speck = grid.noise("speck", 0.8, 3, 0.8) if grid.step <= _CLOSE else np.zeros((1, 1), np.float32)
+    return Land(x, y, hill, moist, broad, middle, fine, grid.noise("grain", 4), speck, relief)
 
 
-def _may_own(shared: Land, sx: np.ndarray, sy: np.ndarray) -> np.ndarray:
-    """Districts that can be the nearest to some sample: no farther from the samples' box than the best bound."""
-    x0, x1, y0, y1 = shared.x.min(), shared.x.max(), shared.y.min(), shared.y.max()
-    nearest = np.hypot(np.maximum(np.maximum(x0 - sx, sx - x1), 0), np.maximum(np.maximum(y0 - sy, sy - y1), 0))
-    farthest = np.hypot(np.maximum(sx - x0, x1 - sx), np.maximum(sy - y0, y1 - sy))
-    return nearest <= farthest.min()
+def cultivate(grid: Grid, ground: Ground, s: Land, p: Parcels, plan: Use) -> None:
+    """Give every sample what its parcel is used for; ``farmland.work`` draws the detail."""
+    region, h = style(grid.seed, grid.region), p.h
+    year = mix(key(grid.year, "state"), h.astype(np.int64), 0)
+    ground.leaf[:], ground.kind[:] = p.spread(plan.leaf), p.spread(plan.kind)
+    # A field is worked on one day, and some fields in two goes.
+    late, later = ((derive(year, n) & np.uint32(PHASES - 1)).astype(np.uint8) for n in (40, 41))
+    two = unit(year, 42) < 0.1
+    ground.phase[:] = p.spread(late)
+    if two.any():
+        q = np.flatnonzero(p.spread(two))
+        n = p.number.ravel()[q]
+        far = p.u.ravel()[q] - (p.u0 + p.length * (0.3 + 0.4 * unit(year, 43))).astype(np.float32).take(n) > 0
+        ground.phase.ravel()[q[far]] = later.take(n[far])
+    soil = 1.2 + 0.7 * region.soil + 0.6 * grid.scattered("soil", 3400, p.x, p.y) + 0.9 * (unit(p.district, 41) - 0.5)
+    ground.soil[:] = p.spread(np.clip(soil, 0, 2.99).astype(np.uint8))
+    sown = plan.kind == KIND["sown grass"]
+    level = np.where(sown, 0.78 + 0.2 * plan.vigour, 0.5 + 0.45 * plan.vigour).astype(np.float32)
+    vine = plan.kind == KIND["vineyard"]
+    level[vine] *= np.float32(0.6)
+    patchy = np.where(sown, np.float32(0.5), pick(h, 44, 0.4, 1.4))
+    wash = np.float32(0.11) * s.middle
+    wash += np.float32(0.045) * s.fine
+    wash += np.float32(0.06) * s.broad
+    spread = p.spread(patchy)
+    spread *= wash
+    np.clip(p.spread(level) + spread, 0.1, 1, out=ground.cover)
+    dirt = np.float32(0.08) + np.float32(0.25) * unit(year, 44)
+    np.clip(p.spread(dirt) + np.float32(0.08) * s.middle, 0, 0.7, out=ground.dirt)
+    tone = np.float32(0.88) + np.float32(0.24) * unit(year, 45)
+    ground.bright[:] = p.spread(tone)
+    ground.bright += np.float32(0.03) * s.fine
+    ground.bright += np.float32(0.05) * s.speck
+    meadow = p.spread((plan.kind == KIND["meadow"]) | (plan.kind == KIND["bare soil"]))
+    if meadow.any():
+        q = np.flatnonzero(meadow)
+        fine, middle = s.fine.ravel()[q], s.middle.ravel()[q]
+        ground.at(
+            q,
+            cover=np.clip(np.float32(0.55) + np.float32(0.16) * middle + np.float32(0.08) * fine, 0, 1),
+            dirt=np.clip(np.float32(0.2) + np.float32(0.13) * fine, 0, 0.7),
+        )
 
 
-def cultivate(grid: Grid, ground: Ground, shared: Land, f: Fields, near: np.ndarray) -> None:
-    """Give every sample a crop, a forest, a meadow or bare land; ``near`` (H, W), 0 to 1, is nearness to people."""
-    c = climate(grid.seed, grid.region)
-    h, s = f.boxes.h, shared
-    r = [unit(h, 30 + n) for n in range(6)]
-    damp = f.damp + np.float32(c.wet)
-    ground.phase[:] = (derive(h, 40) & np.uint32(PHASES - 1)).astype(np.uint8)
-    ground.soil[:] = np.clip(pick(f.district, 41, 0, 2.4) + np.float32(0.7 * c.soil), 0, 2.99).astype(np.uint8)
-    # Cropland, one decision a parcel.
-    crops = choose(f.district, 42, _DRY)
-    np.copyto(crops, choose(h, 43, _DRY), where=r[0] > 0.55)
-    paddy = damp + np.float32(0.6) * (r[1] - np.float32(0.5)) > 0.28
-    ripple = np.float32(0.05) * np.sin(f.v * pick(h, 44, 0.25, 0.8))
-    vigour = (
-        np.float32(0.55) + np.float32(0.45) * r[2] + np.float32(0.12) * s.middle + np.float32(0.05) * s.fine + ripple
-    )
-    ground.paint(np.s_[...], kind=np.where(paddy, choose(h, 45, ["rice", "rice", "early rice"]), crops))
-    ground.leaf[:] = np.where(paddy, 0, 1)
-    ground.cover[:] = np.clip(vigour, 0.1, 1)
-    ground.dirt[:] = np.clip(np.float32(0.10) + np.float32(0.25) * r[3] + np.float32(0.10) * s.middle, 0, 0.7)
-    ground.bright[:] = np.float32(0.88) + np.float32(0.24) * r[4] + np.float32(0.03) * s.fine + ripple
-    film = grid.scattered("film", 2600, f.x, f.y) + r[5] > np.float32(2.6)
-    ground.paint(
-        film & ~paddy, kind="greenhouse", cover=np.float32(0.45) + np.float32(0.5) * r[2] + ripple * 3, phase=0
-    )
-    # Parcels under something else, more of them here than there, and of kinds that neighbours share.
-    other = unit(h, 46) * np.exp(np.float32(1.1) * grid.scattered("lots", 2100, f.x, f.y)) < 0.11
-    sort = np.mod(np.float32(0.55) * unit(h, 50) + unit(f.district, 51), 1)
-    for low, high, leaf, kind in _OTHER:
-        ground.paint(other & (sort >= low) & (sort < high), leaf, kind)
-    ground.paint(other & (sort < _OTHER[0][1]), cover=np.float32(0.75) + np.float32(0.25) * r[2])
-    # Bunds, tracks and hedges between the parcels belong to the cropland.
-    bund = f.edge < np.float32(1.2) + np.float32(1.4) * unit(f.district, 47)
-    ground.paint(bund & (ground.leaf < 2), kind=choose(f.district, 48, ["meadow", "dirt road", "meadow"]), cover=0.6)
-    hedge = (f.edge < 4.5) & (unit(f.district, 49) < 0.3) & (s.middle > 0.2) & (ground.leaf < 2)
-    ground.paint(hedge, kind="street trees", cover=0.8, height=6)
-    # Hills, and what grows by itself.
-    wild = (
-        s.hill + np.float32(0.38) * s.broad + np.float32(0.05) * s.middle + np.float32(0.35) * (r[1] - np.float32(0.5))
-    )
+def grow(grid: Grid, ground: Ground, s: Land, p: Parcels, plan: Use, near: np.ndarray) -> None:
+    """Forest, meadow and bare land where nobody farms; ``near`` (H, W), 0 to 1, is nearness to people.
+
+    Woods are felled parcel by parcel and grow again.
+    """
+    region = style(grid.seed, grid.region)
+    wild = s.hill + np.float32(0.38) * s.broad
+    wild += np.float32(0.05) * s.middle
+    wild += np.float32(0.02) * s.fine
+    wild += p.spread(np.float32(0.35) * (unit(p.h, 31) - np.float32(0.5)))
     wild -= np.float32(0.9) * near
-    growth = np.float32(0.75) * (s.moist + np.float32(c.wet)) + np.float32(0.75) * grid.noise("growth", 760, 6, 0.6)
-    growth += np.float32(0.45) * s.hill
-    _wild(ground, s, wild > 0.62, growth)
-    _canopy(grid, ground, s, h)
+    wild = wild > np.float32(0.62 - region.woods)
+    _wood_edges(ground, s, p, plan)
+    q = np.flatnonzero(wild)
+    if len(q):
+        growth = np.float32(0.75) * (s.moist.ravel()[q] + np.float32(region.wet))
+        growth += np.float32(0.75) * grid.noise("growth", 760, 6, 0.6).ravel()[q]
+        growth += np.float32(0.45) * s.hill.ravel()[q]
+        growth += np.float32(0.06) * s.fine.ravel()[q] + np.float32(0.04) * s.grain.ravel()[q]
+        _wild(grid, ground, s, p, q, growth)
+    k = np.flatnonzero((ground.leaf == LEAF["forest"]) & np.isin(ground.kind, _WOODS))
+    if len(k):
+        n = p.number.ravel()[k]
+        age = np.where(wild.ravel()[k], _age(grid, p).take(n), 200)
+        stands = np.float32(0.5) * s.hill.ravel()[k] + np.float32(0.6) * grid.noise("stands", 330, 3).ravel()[k]
+        stands += np.float32(0.3) * (unit(p.h, 72).take(n) - np.float32(0.5))
+        conifer = stands > np.float32(0.75 - region.conifers)
+        tall = (np.float32(14) + np.float32(2.5) * s.take("broad", k)) * np.clip(age / np.float32(35), 0.15, 1)
+        tall = np.clip(tall, 2, 22)
+        woods.canopy(grid, ground, s, k, conifer, tall.astype(np.float32))
 
 
-def _wild(ground: Ground, s: Land, wild: np.ndarray, growth: np.ndarray) -> None:
-    """Forest, meadow and bare land by terrain and moisture; the parcels are not seen any more."""
-    tone = np.float32(0.06) * s.middle + np.float32(0.04) * s.fine
-    ground.paint(wild, phase=3, bright=1 + tone, dirt=np.clip(np.float32(0.14) + np.float32(0.1) * s.middle, 0, 0.6))
-    ground.paint(wild & (growth > -0.35), "forest", "broadleaf forest")
-    meadow = wild & (growth <= -0.35) & (growth > -1.25)
-    ground.paint(meadow, "natural meadow", "meadow", cover=np.clip(0.5 + 0.3 * (growth + 1.25) + 2 * tone, 0.1, 1))
-    ground.paint(meadow & (growth < -0.6) & (s.fine + s.grain > 1.1), kind="shrubland", height=1.5)
-    bare = wild & (growth <= -1.25)
-    ground.paint(bare, "bare land", "bare soil", cover=np.clip(0.5 + 0.35 * s.middle + 0.15 * s.broad, 0, 1))
-    ground.paint(bare & (s.middle + 0.6 * s.fine > 1.2), kind="rock")
-    ground.paint(bare, dirt=np.clip(np.float32(0.2) + np.float32(0.16) * (s.fine + s.grain), 0, 0.8))
+def _wood_edges(ground: Ground, s: Land, p: Parcels, plan: Use) -> None:
+    """The outermost trees of a wooded parcel do not stand in line: grass between them."""
+    q = np.flatnonzero((p.edge < 5) & p.spread(np.isin(plan.kind, _WOODS)))
+    if len(q):
+        edge = p.edge.ravel()[q] + np.float32(1.1) * s.grain.ravel()[q] + np.float32(0.8) * s.fine.ravel()[q]
+        q = q[edge < 1.5]
+        ground.at(q, "dry cropland", "meadow", cover=np.float32(0.6), dirt=np.float32(0.2), phase=96)
 
 
-def _canopy(grid: Grid, ground: Ground, s: Land, h: np.ndarray) -> None:
-    """Trees: conifers on the heights and in patches, crowns that differ, gaps."""
-    trees = (ground.leaf == 2) & (ground.kind == KIND["broadleaf forest"])
-    conifer = (
-        np.float32(0.5) * s.hill + np.float32(0.6) * grid.noise("stands", 330, 3) + np.float32(0.05) * s.fine > 0.75
+def _age(grid: Grid, p: Parcels) -> np.ndarray:
+    """Years since the wood of each parcel was felled (M,); 200 where it never is."""
+    cycle = np.floor(pick(p.h, 73, 60, 110)).astype(np.int64)
+    first = np.floor(unit(p.h, 74) * cycle).astype(np.int64)
+    managed = unit(p.district, 73) < 0.55
+    return np.where(managed, (grid.year - first) % cycle, 200)
+
+
+def _wild(grid: Grid, ground: Ground, s: Land, p: Parcels, q: np.ndarray, growth: np.ndarray) -> None:
+    """What grows at the samples with the flat index ``q`` by terrain and moisture."""
+    middle, fine, grain, broad = (a.ravel()[q] for a in (s.middle, s.fine, s.grain, s.broad))
+    age = _age(grid, p).take(p.number.ravel()[q])
+    tone = np.float32(0.06) * middle + np.float32(0.04) * fine + np.float32(0.05) * s.take("speck", q)
+    ground.at(q, bright=1 + tone, dirt=np.clip(np.float32(0.14) + np.float32(0.1) * middle, 0, 0.6), height=0, phase=96)
+    forest, bare = growth > -0.35, growth <= -1.25
+    meadow = ~forest & ~bare
+    # Felled woods: bare for a year or two, then grass and bushes.
+    felled, young = forest & (age < 2), forest & (age >= 2) & (age < 6)
+    k = q[forest & ~felled & ~young]
+    ground.at(k, "forest", "broadleaf forest")
+    n = meadow | young
+    k, cover = q[n], np.clip(0.5 + 0.3 * (growth[n] + 1.25) + 2 * tone[n], 0.1, 1)
+    ground.at(k, "natural meadow", "meadow", cover=np.where(young[n], 0.55 + 2 * tone[n], cover))
+    bushy = np.where(young, np.float32(0.4), np.float32(1.1))
+    _bushes(grid, ground, q, n & (young | (growth < -0.6)), fine + grain - bushy)
+    n = bare | felled
+    ground.at(
+        q[n],
+        "bare land",
+        "bare soil",
+        cover=np.clip(0.5 + 0.35 * middle[n] + 0.15 * broad[n], 0, 1),
+        dirt=np.clip(np.float32(0.2) + np.float32(0.16) * (fine[n] + grain[n]), 0, 0.8),
     )
-    crown = np.clip(np.float32(0.5) + np.float32(0.28) * s.grain + np.float32(0.12) * s.fine, 0, 1)
-    ground.paint(trees & conifer, kind="conifer forest")
-    ground.paint(trees, cover=np.float32(0.55) + np.float32(0.45) * crown, height=np.float32(6) + np.float32(9) * crown)
-    ground.paint(trees, bright=np.float32(0.72) + np.float32(0.42) * crown + np.float32(0.04) * s.middle, dirt=0.2)
-    rows = (ground.leaf == 2) & (ground.kind == KIND["orchard"])
-    ground.paint(rows, cover=np.float32(0.35) + np.float32(0.35) * crown + np.float32(0.2) * unit(h, 32), height=3)
+    ground.at(q[bare & (middle + 0.6 * fine > 1.2)], kind="rock")
+    ground.at(q[felled], dirt=np.clip(np.float32(0.4) + np.float32(0.2) * grain[felled], 0, 0.9))
 
 
-@dataclass(frozen=True)
-class Shores:
-    """Signed distances (H, W) in metres to the edge of the water, negative in it, clamped at 90 m."""
-
-    river: np.ndarray
-    lake: np.ndarray
-
-
-def flood(grid: Grid, ground: Ground, s: Land, f: Fields) -> Shores:
-    """Rivers, lakes and ponds with their banks."""
-    box = (float(grid.x[0]) - 150, float(grid.y[0]) - 150, float(grid.x[-1]) + 150, float(grid.y[-1]) + 150)
-    water = [drainage.near(grid.seed, grid.region, k, grid.ax, grid.ay, box) for k in drainage.LEVELS]
-    x, y = grid.mesh
-    wander = np.clip(np.float32(7) * s.broad + np.float32(3) * s.middle + np.float32(0.5) * s.fine, -26, 26)
-    x, y = x + wander, y - wander
-    river = np.minimum(*(distance(grid, w.courses, _BANKS, x, y) for w in water))
-    pools = np.concatenate([w.lakes for w in water])
-    lake, small = (_lakes(grid, s, pools[chosen]) for chosen in (pools[:, 2] >= _LAKE, pools[:, 2] < _LAKE))
-    both = np.minimum(river, np.minimum(lake, small))
-    h = f.boxes.h
-    # Fish ponds: whole parcels, in clusters, away from running water.
-    wish = grid.scattered("fish", 2300, f.x, f.y) + np.float32(0.5) * f.damp + unit(h, 60)
-    pond = ((wish > 2.7) | (unit(h, 61) < 0.008)) & (ground.leaf < 2) & (f.boxes.area > 900)
-    ring = np.float32(2.5) + np.float32(2) * unit(h, 62) + np.float32(0.6) * s.fine
-    ground.paint(pond & (f.edge <= ring + 4), "dry cropland", "dirt road", cover=0.5, height=0)
-    basin = pond & (f.edge > ring) & (both > 14)
-    # Banks: reeds, trees and sand.
-    bank = both < np.float32(7) + np.float32(7) * s.middle
-    ground.paint(
-        bank, "natural meadow", "wet meadow", cover=np.clip(0.65 + 0.2 * s.fine, 0, 1), height=0, bright=1, phase=3
-    )
-    wooded = bank & (s.broad + 0.6 * s.fine > 0.5)
-    ground.paint(wooded, "forest", "broadleaf forest", cover=0.85, height=8 + 3 * s.grain, bright=0.9 + 0.12 * s.grain)
-    sand = (river < np.float32(9) * (s.middle - np.float32(0.5))) & (s.broad > -0.3)
-    ground.paint(sand, "bare land", "sand", cover=np.clip(0.7 + 0.2 * s.fine, 0, 1), height=0, bright=1)
-    depth = np.clip(-both / 25, 0, 1)
-    calm = {"height": 0, "bright": 1 + np.float32(0.03) * s.fine, "phase": 0}
-    murk = np.float32(0.5) + np.float32(0.25) * np.tanh(s.broad)
-    mud = np.float32(0.35) * np.exp(-8 * depth) + np.float32(0.05)
-    ground.paint(river < 0, "river", "river water", cover=np.clip(murk + 0.1, 0, 1), dirt=mud, **calm)
-    ground.paint(lake < 0, "lake", "lake water", cover=np.clip(0.35 + 0.6 * depth, 0, 1), dirt=mud, **calm)
-    green = np.clip(pick(h, 63, 0.15, 0.95) + np.float32(0.06) * s.middle, 0, 1)
-    ground.paint((small < 0) & (lake >= 0), "pond", "pond water", cover=0.6, dirt=mud, **calm)
-    ground.paint(basin, "pond", "pond water", cover=green, dirt=0.06, **calm)
-    return Shores(river, np.minimum(lake, small))
-
-
-def _lakes(grid: Grid, s: Land, lakes: np.ndarray) -> np.ndarray:
-    """Signed distance, roughly, to lakes whose shores bend at several scales."""
-    out = np.full(grid.shape, np.float32(_BANKS))
-    x, y = grid.mesh
-    if not len(lakes):
-        return out
-    bend = np.clip(np.float32(0.30) * grid.noise("shore", 620, 3, 0.65), -0.5, 0.7)
-    cove = grid.noise("cove", 170, 4, 0.6) + np.float32(0.06) * s.middle
-    for cx, cy, radius, angle, stretch in lakes:
-        dx, dy, cos, sin = x - np.float32(cx), y - np.float32(cy), np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        r = np.hypot((dx * cos + dy * sin) / np.float32(stretch), (dy * cos - dx * sin) * np.float32(stretch))
-        shore = r - np.float32(radius) * (1 + bend) + np.clip(np.float32(min(0.22 * radius, 32)) * cove, -45, 45)
-        np.minimum(out, np.minimum(shore, r - np.float32(0.7 * radius)), out=out)
-    return out
+def _bushes(grid: Grid, ground: Ground, q: np.ndarray, where: np.ndarray, thick: np.ndarray) -> None:
+    """Bushes ``where`` (N,) they grow and ``thick`` (N,) is high enough; coarse samples show their mean."""
+    k = np.flatnonzero(where & (thick > -0.5))
+    rise, h = woods.crowns(grid, "bushes", 4, q[k], (0.25, 0.7), 0.85)
+    seen = rise > 0
+    k, h, dome = k[seen], h[seen], np.sqrt(rise[seen])
+    cover, bright, height = np.float32(0.81), np.float32(0.925), np.float32(1.1)
+    if grid.step <= woods.CROWNS:
+        u = unit(h, 5)
+        cover = np.float32(0.6) + np.float32(0.3) * dome
+        bright = (np.float32(0.82) + np.float32(0.3) * u) * (np.float32(0.85) + np.float32(0.15) * dome)
+        height = (np.float32(0.8) + np.float32(1.6) * u) * dome
+    ground.at(q[k], kind="shrubland", cover=cover, bright=bright, height=height, phase=woods.byte(h, 7))

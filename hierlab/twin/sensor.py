@@ -1,81 +1,42 @@
-"""What a satellite makes of the world: bands, light and shadow, haze, point spread, noise and digital numbers.
+"""Images, series and true labels of any window of the twin, and its GeoTIFFs.
 
-A sensor's images come in scenes of ``SCENE`` tiles a side, each flown on its own day under its own sun and air, so
-that radiometry differs from scene to scene as it does between real flights.
+A sensor's images come in flights, each on its own day under its own sun and air, so that radiometry differs from
+flight to flight as it does between real ones; a series has one flight a date.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hierlab._io import atomic
-from hierlab.twin import world
-from hierlab.twin.fields import Grid
-from hierlab.twin.ground import LEAVES
-from hierlab.twin.hashing import derive, key, scalar
-from hierlab.twin.spectra import endmembers
-from hierlab.twin.world import HALO, TILE
+from hierlab.twin import imaging, world
+from hierlab.twin.hashing import key
+from hierlab.twin.sensors import SENSORS, Sensor, lookup
+from hierlab.twin.world import YEAR
 
 if TYPE_CHECKING:
     from rasterio import Affine
 
-SCENE = 56  # tiles: 28.7 km at 4 m, about a GaoFen-2 scene
+__all__ = ["CRS", "ORIGIN", "SENSORS", "Render", "Sensor", "ground_truth", "lookup", "render", "render_geotiff"]
+__all__ += ["transform", "truth"]
+
 CRS = "EPSG:32650"  # UTM zone 50 north
 ORIGIN = (500_000.0, 4_000_000.0)  # easting and northing of the twin's x = 0, y = 0
-_LATITUDE = np.radians(32.0)  # for the sun's path
 _LIMIT = 2**61  # metres: positions are 64-bit integers, with room for the graphs' margins
-
-
-@dataclass(frozen=True)
-class Sensor:
-    """A sensor. Wavelengths in nm (centre, full width at half maximum); GSD in metres; psf in pixels (one sigma).
-
-    A digital number is ``offset`` (the light of the air) + ``gain`` × reflectance, in a clear, average scene;
-    ``noise`` is its standard deviation in digital numbers.
-    """
-
-    name: str
-    title: str
-    bands: tuple[str, ...]
-    wavelengths: tuple[float, ...]
-    widths: tuple[float, ...]
-    gsd: float
-    bits: int
-    offset: tuple[float, ...]
-    gain: tuple[float, ...]
-    psf: float = 0.5
-    noise: float = 2.0
-    oversample: int = 1
-
-    @property
-    def step_mm(self) -> int:
-        """The GSD in whole millimetres."""
-        return round(self.gsd * 1000)
-
-
-GAOFEN2 = Sensor(
-    name="gaofen2",
-    title="GaoFen-2-like multispectral, 4 m",
-    bands=("blue", "green", "red", "near infrared"),
-    wavelengths=(485.0, 555.0, 660.0, 830.0),
-    widths=(70.0, 70.0, 60.0, 120.0),
-    gsd=4.0,
-    bits=10,
-    offset=(343.0, 229.0, 138.0, 45.0),
-    gain=(880.0, 840.0, 830.0, 800.0),
-    psf=0.55,
-    noise=2.2,
-)
-SENSORS: dict[str, Sensor] = {GAOFEN2.name: GAOFEN2}
+_PIECE = 2**26  # values that a file is written by at a time, unless one tile has more
+_CENTRES = 4.0  # metres: up to this GSD a label is that of the pixel's centre
 
 
 class Render(NamedTuple):
-    """A rendered window: ``image`` (C, H, W) uint16 digital numbers, ``label`` (H, W) uint8 leaf ids 0–17 of MM-5B.
+    """A rendered window.
 
-    ``transform`` is the affine transform of the window in ``crs``, ``bands`` the names of the C bands.
+    ``image`` (C, H, W) digital numbers, uint8 or uint16; of a series (T, C, H, W). ``label`` (H, W) uint8: leaf ids
+    0–17 of MM-5B, and ``kind`` (H, W) uint8 the finer kinds (numbers in ``spectra.KINDS``), both by the rule of
+    ``ground_truth``. ``transform`` is the affine transform of the window in ``crs``, ``bands`` the names of the C
+    bands. ``days`` (T,) are a series' days of the year and ``valid`` (T, H, W) bool says where neither cloud nor
+    cloud shadow lies; both are None for a single image.
     """
 
     image: np.ndarray
@@ -83,109 +44,9 @@ class Render(NamedTuple):
     transform: "Affine"
     crs: str
     bands: tuple[str, ...]
-
-
-class Flight(NamedTuple):
-    """The circumstances of one scene: day of the year, sun (degrees above the horizon, from north), air, gains."""
-
-    day: int
-    elevation: float
-    azimuth: float
-    haze: float
-    gains: tuple[float, ...]
-
-
-@lru_cache(maxsize=1024)
-def flight(sensor: Sensor, seed: int, region: int, column: int, row: int) -> Flight:
-    """The flight over the scene (column, row) of a sensor's grid of scenes."""
-    k = key(seed, region, sensor.name, "flight", column, row)
-    day = int(scalar(k, 0, 95, 300))
-    declination = np.radians(-23.44) * np.cos(2 * np.pi * (day + 10) / 365)
-    hour = np.radians(-22.0 + scalar(k, 1, -6, 6))  # mid morning
-    up = np.sin(_LATITUDE) * np.sin(declination) + np.cos(_LATITUDE) * np.cos(declination) * np.cos(hour)
-    south = np.sin(_LATITUDE) * np.cos(declination) * np.cos(hour) - np.cos(_LATITUDE) * np.sin(declination)
-    azimuth = 180 - np.degrees(np.arctan2(-np.cos(declination) * np.sin(hour), south))
-    gains = tuple(scalar(k, 10 + n, 0.93, 1.07) for n in range(len(sensor.bands)))
-    return Flight(day, float(np.degrees(np.arcsin(up))), float(azimuth), scalar(k, 2, 0.0, 1.0), gains)
-
-
-def shadows(height: np.ndarray, sun: Flight, step: float) -> np.ndarray:
-    """Share of direct light (H, W) that objects of ``height`` metres take from the samples; valid inside the halo."""
-    reach = height.max() / np.tan(np.radians(sun.elevation)) / step
-    steps = min(int(np.ceil(reach)), int((HALO - 5) * max(1, round(4 / step))))
-    shade = np.zeros_like(height)
-    east, north = np.sin(np.radians(sun.azimuth)), np.cos(np.radians(sun.azimuth))
-    fall = step * np.tan(np.radians(sun.elevation))
-    for n in range(1, steps + 1):
-        towards = np.roll(height, (round(n * north), -round(n * east)), (0, 1))
-        np.maximum(shade, (towards - np.float32(n * fall) - height) * np.float32(0.4), out=shade)
-    return np.clip(shade, 0, 1)
-
-
-def _light(scene: world.Scene, sun: Flight) -> tuple[np.ndarray, np.ndarray]:
-    """Direct light (H, W) relative to flat open ground, and the share of the sky that is seen."""
-    zenith, azimuth = np.radians(90 - sun.elevation), np.radians(sun.azimuth)
-    down, right = np.gradient(scene.relief, np.float32(scene.grid.step))
-    sx, sy = np.sin(zenith) * np.sin(azimuth), -np.sin(zenith) * np.cos(azimuth)
-    facing = (np.cos(zenith) - right * np.float32(sx) - down * np.float32(sy)) / np.sqrt(1 + right**2 + down**2)
-    shade = shadows(scene.ground.height, sun, scene.grid.step)
-    direct = np.clip(facing / np.float32(np.cos(zenith)), 0.15, 1.8) * (1 - shade)
-    return direct.astype(np.float32), (1 - np.float32(0.3) * shade).astype(np.float32)
-
-
-def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian point spread over two pixels each way, (C, H, W)."""
-    weights = np.exp(-0.5 * (np.arange(-2, 3) / sigma) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
-    for axis in (1, 2):
-        out = weights[2] * image
-        for n in (1, 2):
-            out += weights[2 + n] * (np.roll(image, n, axis) + np.roll(image, -n, axis))
-        image = out
-    return image
-
-
-def _noise(k: np.uint32, shape: tuple[int, ...]) -> np.ndarray:
-    """Nearly Gaussian noise of variance 1: the sum of a hash's four bytes."""
-    h = derive(np.arange(np.prod(shape), dtype=np.uint32) * np.uint32(0x9E3779B1) ^ k, 5)
-    total = (h & 255) + (h >> np.uint32(8) & 255) + (h >> np.uint32(16) & 255) + (h >> np.uint32(24))
-    return ((total.astype(np.float32) - np.float32(510)) / np.float32(147.8)).reshape(shape)
-
-
-@lru_cache(maxsize=48)
-def _tile(sensor: Sensor, seed: int, region: int, column: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (C, TILE, TILE) uint16 and labels (TILE, TILE) uint8 of one canonical tile."""
-    scene = world.tile(seed, region, column, row, sensor.step_mm, sensor.oversample)
-    sun = flight(sensor, seed, region, column // SCENE, row // SCENE)
-    direct, open_sky = _light(scene, sun)
-    materials, shares = scene.ground.materials(sun.day)
-    table = endmembers(sensor.wavelengths, sensor.widths)
-    shares = [s * scene.ground.bright for s in shares]
-    sky = np.clip(0.13 * (np.array(sensor.wavelengths) / 550) ** -1.6 + 0.04 + 0.06 * sun.haze, 0.03, 0.5)
-    size = TILE + 2 * HALO
-    image = np.empty((len(sensor.bands), size, size), np.float32)
-    air = np.float32(0.35) * scene_haze(sensor, seed, region, column, row)
-    for b, share in enumerate(sky.astype(np.float32)):
-        reflected = sum(table[m, b] * s for m, s in zip(materials, shares, strict=True))
-        reflected *= (1 - share) * direct + share * open_sky
-        if sensor.oversample > 1:
-            n = sensor.oversample
-            reflected = reflected.reshape(size, n, size, n).mean((1, 3))
-        veil = np.float32(0.94 + 0.12 * sun.haze)
-        image[b] = sensor.offset[b] * (veil + np.float32(0.1) * air) * np.float32(sun.gains[b] ** 0.5)
-        image[b] += np.float32(sensor.gain[b] * sun.gains[b] * (1.06 - 0.12 * sun.haze)) * reflected
-    inner = np.s_[..., HALO:-HALO, HALO:-HALO]
-    image = _blur(image, sensor.psf)[inner]
-    noise = _noise(key(seed, region, sensor.name, "noise", column, row), image.shape)
-    image = np.round(np.clip(image + np.float32(sensor.noise) * noise, 1, 2**sensor.bits - 1)).astype(np.uint16)
-    flat = world.tile(seed, region, column, row, sensor.step_mm)
-    return image, np.ascontiguousarray(flat.ground.leaf[inner])
-
-
-def scene_haze(sensor: Sensor, seed: int, region: int, column: int, row: int) -> np.ndarray:
-    """The slow variation of the air over a tile with its halo, variance about 1."""
-    grid = Grid.of(seed, region, column * TILE - HALO, row * TILE - HALO, TILE + 2 * HALO, sensor.step_mm)
-    return grid.noise(f"haze {sensor.name}", 4000, 2)
+    kind: np.ndarray
+    valid: np.ndarray | None = None
+    days: np.ndarray | None = None
 
 
 def _checked(window: tuple[int, int, int, int], gsd: float) -> tuple[int, int, int, int]:
@@ -199,43 +60,103 @@ def _checked(window: tuple[int, int, int, int], gsd: float) -> tuple[int, int, i
     return values
 
 
-def lookup(sensor: str | Sensor) -> Sensor:
-    """The sensor of that name; a ``Sensor`` is returned as it is. ValueError if there is none."""
-    if isinstance(sensor, Sensor):
-        return sensor
-    if sensor not in SENSORS:
-        raise ValueError(f"no sensor {sensor!r} in the twin: choose one of {', '.join(SENSORS)}.")
-    return SENSORS[sensor]
-
-
-def render(sensor: str | Sensor, seed: int, region: int, window: tuple[int, int, int, int]) -> Render:
-    """The image and the true labels of a window.
+def render(
+    sensor: str | Sensor,
+    seed: int,
+    region: int,
+    window: tuple[int, int, int, int],
+    year: int = YEAR,
+    day: int | None = None,
+) -> Render:
+    """The image, or the series, and the true labels of a window.
 
     ``window`` = (x, y, width, height) in pixels of the sensor's grid: pixel (x, y) covers the metres
-    [x, x + 1) · GSD to the east and [y, y + 1) · GSD to the south of the region's origin. The result is a pure
-    function of (sensor, seed, region, pixel): however a window is cut, its pixels are the same, bit for bit.
-    Memory grows with the window alone; for scenes that should not be held whole, use ``render_geotiff``.
+    [x, x + 1) · GSD to the east and [y, y + 1) · GSD to the south of the region's origin. ``day`` (1–365) puts all
+    flights on one day of the year. The result is a pure function of (sensor, seed, region, year, day, pixel):
+    however a window is cut, its pixels are the same, bit for bit. Memory grows with the window alone; for scenes
+    that should not be held whole, use ``render_geotiff``. ValueError for a window or day out of range, and for a
+    ``day`` with a series, whose dates are fixed.
     """
     sensor = lookup(sensor)
     x, y, width, height = window = _checked(window, sensor.gsd)
-    image = np.empty((len(sensor.bands), height, width), np.uint16)
-    label = np.empty((height, width), np.uint8)
-    for column, row, inner, outer in world.windows(window):
-        tile_image, tile_label = _tile(sensor, seed, region, column, row)
-        image[(..., *outer)], label[outer] = tile_image[(..., *inner)], tile_label[inner]
-    return Render(image, label, transform(sensor.gsd, x, y), CRS, sensor.bands)
+    if day is not None and (sensor.dates or not 1 <= day <= 365):
+        raise ValueError(f"day {day}: expected 1–365, and none for a series.")
+    dates = len(sensor.dates) or 1
+    image = np.empty((dates, len(sensor.bands), height, width), sensor.dtype)
+    valid = np.empty((dates, height, width), bool) if sensor.dates else None
+    for column, row, (rows, columns), outer in world.windows(window, sensor.step_mm):
+        for n, tile in enumerate(imaging.tile(sensor, seed, region, column, row, year, day)):
+            k = key(seed, region, sensor.name, "noise", year, n, column, row)
+            part = image[n][(slice(None), *outer)]
+            for first in range(rows.start // imaging.STRIP * imaging.STRIP, rows.stop, imaging.STRIP):
+                a, b = max(first, rows.start), min(first + imaging.STRIP, rows.stop)
+                place = part[:, a - rows.start : b - rows.start]
+                imaging.strip(sensor, tile, k, first, place, slice(a - first, b - first), columns)
+            if valid is not None:
+                valid[n][outer] = tile.valid[rows, columns]
+    label, kind = ground_truth(seed, region, window, sensor.gsd, year)
+    image = image if sensor.dates else image[0]
+    days = np.array(sensor.dates) if sensor.dates else None
+    return Render(image, label, transform(sensor.gsd, x, y), CRS, sensor.bands, kind, valid, days)
 
 
-def truth(seed: int, region: int, window: tuple[int, int, int, int], gsd: float) -> np.ndarray:
-    """Leaf ids (H, W) uint8, 0–17 of MM-5B, at the pixel centres of a window on the grid of ``gsd`` metres."""
-    window = _checked(window, gsd)
-    if gsd * 1000 != round(gsd * 1000) or gsd <= 0:
-        raise ValueError(f"gsd {gsd}: expected a positive number of whole millimetres, in metres.")
-    out = np.empty((window[3], window[2]), np.uint8)
-    for column, row, inner, outer in world.windows(window):
-        leaf = world.tile(seed, region, column, row, round(gsd * 1000)).ground.leaf
-        out[outer] = leaf[HALO:-HALO, HALO:-HALO][inner]
+def _samples(step_mm: int) -> int:
+    """Samples across a pixel for its label: 1 where its centre decides, else 4, or what divides the pixel."""
+    if step_mm <= _CENTRES * 1000:
+        return 1
+    return next((n for n in (4, 5, 3, 6, 7) if step_mm % n == 0), 1)
+
+
+def _most(values: np.ndarray, chosen: np.ndarray, n: int) -> np.ndarray:
+    """The value (H, W) that most of the ``chosen`` samples (H·n, W·n) of a pixel have.
+
+    Among equals, the one of a sample next to the pixel's centre, then the smallest.
+    """
+    rows, columns = (s // n for s in values.shape)
+    central = values.reshape(rows, n, columns, n)[:, n // 2, :, n // 2]
+    best, out = np.full((rows, columns), -1, np.int16), np.zeros((rows, columns), np.uint8)
+    for value in np.unique(values):
+        there = ((values == value) & chosen).reshape(rows, n, columns, n)
+        count = 2 * there.sum((1, 3), dtype=np.int16)
+        count += (central == value) & (count > 0)
+        better = count > best
+        out[better], best[better] = value, count[better]
     return out
+
+
+@lru_cache(maxsize=48)
+def _truth(seed: int, region: int, column: int, row: int, step_mm: int, year: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leaf and kind (size, size) of one tile."""
+    n = _samples(step_mm)
+    ground = world.tile(seed, region, column, row, step_mm, n, year).ground
+    leaf, kind = (np.ascontiguousarray(a[world.inner(step_mm, n)]) for a in (ground.leaf, ground.kind))
+    if n > 1:
+        most = _most(leaf, np.ones_like(leaf, bool), n)
+        leaf, kind = most, _most(kind, leaf == most.repeat(n, 0).repeat(n, 1), n)
+    return leaf, kind
+
+
+def ground_truth(
+    seed: int, region: int, window: tuple[int, int, int, int], gsd: float, year: int = YEAR
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leaf ids (0–17 of MM-5B) and kinds (numbers in ``spectra.KINDS``) of a window, each (H, W) uint8.
+
+    On the grid of ``gsd`` metres: up to 4 m what lies at the pixel's centre; above, the leaf that covers most of 16
+    samples of the pixel, and the kind that most of these have. ValueError for a window or GSD out of range.
+    """
+    window = _checked(window, gsd)
+    if gsd <= 0 or abs(gsd * 1000 - round(gsd * 1000)) > 1e-6:
+        raise ValueError(f"gsd {gsd}: expected a positive number of whole millimetres, in metres.")
+    step = round(gsd * 1000)
+    leaf, kind = (np.empty((window[3], window[2]), np.uint8) for _ in range(2))
+    for column, row, inner, outer in world.windows(window, step):
+        leaf[outer], kind[outer] = (a[inner] for a in _truth(seed, region, column, row, step, year))
+    return leaf, kind
+
+
+def truth(seed: int, region: int, window: tuple[int, int, int, int], gsd: float, year: int = YEAR) -> np.ndarray:
+    """Leaf ids (H, W) uint8 of ``ground_truth``."""
+    return ground_truth(seed, region, window, gsd, year)[0]
 
 
 def transform(gsd: float, x: int, y: int) -> "Affine":
@@ -249,49 +170,133 @@ def transform(gsd: float, x: int, y: int) -> "Affine":
     return Affine(gsd, 0.0, ORIGIN[0] + x * gsd, 0.0, -gsd, ORIGIN[1] - y * gsd)
 
 
-def _strips(window: tuple[int, int, int, int]) -> Iterator[tuple[int, int, int, int]]:
+def _pieces(window: tuple[int, int, int, int], size: int, wide: int) -> Iterator[tuple[int, int, int, int]]:
+    """A window cut along the edges of tiles of ``size`` pixels, a row of tiles high and at most ``wide`` tiles wide."""
     x, y, width, height = window
     top = y
     while top < y + height:
-        bottom = min((top // TILE + 1) * TILE, y + height)
-        yield x, top, width, bottom - top
+        bottom = min((top // size + 1) * size, y + height)
+        left = x
+        while left < x + width:
+            right = min((left // size + wide) * size, x + width)
+            yield left, top, right - left, bottom - top
+            left = right
         top = bottom
 
 
-def render_geotiff(
-    path: str, sensor: str | Sensor, seed: int, region: int, window: tuple[int, int, int, int], truth: bool = False
-) -> None:
-    """Write a window as a tiled GeoTIFF, row of tiles by row of tiles, so that memory does not grow with its height.
+class _Map(NamedTuple):
+    """A map to write: its name, class names and colours by code, and the codes (H, W) uint8 of any window."""
 
-    The image has one uint16 band a spectral band, with its name and wavelength. With ``truth`` the file holds the
-    labels instead, in MM-5B's codes on disk: leaf id + 1, so 1–18, and 0 for unlabelled (the nodata value, which
-    does not occur); its tags name the classes and its colour table shows them.
-    ``transform`` says how both map to ``CRS``.
+    name: str
+    classes: dict[int, str]
+    colors: dict[int, tuple[int, ...]]
+    codes: Callable[[tuple[int, int, int, int]], np.ndarray]
+
+
+def _map(sensor: Sensor, seed: int, region: int, year: int, legend: str | None, product: str | None) -> _Map:
+    """The true classes of a legend, or a label product, on the sensor's grid."""
+    from hierlab.tree import ClassTree
+
+    if not (legend or product):
+        first = ClassTree.load("mm5b")
+        return _Map("mm5b", *_legend(first), lambda w: truth(seed, region, w, sensor.gsd, year) + np.uint8(1))
+    from hierlab.twin import legends, products
+
+    if product:
+        if product not in products.PRODUCTS:
+            raise ValueError(f"no product {product!r} in the twin: choose one of {', '.join(products.PRODUCTS)}.")
+        tree = ClassTree.load(products.PRODUCTS[product].tree)
+        return _Map(product, *_legend(tree), lambda w: products.label(product, seed, region, w, sensor.gsd))
+    if legend not in legends.LEGENDS:
+        raise ValueError(f"no legend {legend!r} in the twin: choose one of {', '.join(legends.LEGENDS)}.")
+    own = legends.LEGENDS[legend]
+    if own.tree is None:
+        names, colors = dict(enumerate(own.classes)), {}
+    else:
+        names, colors = _legend(ClassTree.load(own.tree))
+    table = np.full(256, 255, np.uint8)
+    table[: len(names)] = list(names)
+
+    def codes(window: tuple[int, int, int, int]) -> np.ndarray:
+        return table[legends.classify(*ground_truth(seed, region, window, sensor.gsd, year), legend)]
+
+    return _Map(legend, names, colors, codes)
+
+
+def _legend(tree) -> tuple[dict[int, str], dict[int, tuple[int, ...]]]:
+    """Names and colours of a tree's leaves by their (first) code on disk."""
+    codes = [node.codes[0] if node.codes else n for n, node in enumerate(tree.nodes[-1])]
+    colors = {code: (*rgb, 255) for code, rgb in zip(codes, tree.colors[-1].tolist(), strict=True)}
+    return dict(zip(codes, tree.classes[-1], strict=True)), colors
+
+
+def render_geotiff(
+    path: str,
+    sensor: str | Sensor,
+    seed: int,
+    region: int,
+    window: tuple[int, int, int, int],
+    truth: bool = False,
+    year: int = YEAR,
+    legend: str | None = None,
+    product: str | None = None,
+) -> None:
+    """Write a window as a tiled GeoTIFF, piece by piece, so that memory does not grow with the window.
+
+    The image has one band a spectral band, with its name and wavelength; a series has its bands date by date, and
+    in the band's tags the day of the year. Pixels of a series under a cloud or its shadow are 0, the nodata value,
+    which no other pixel has.
+
+    Instead of the image the file holds a map on the sensor's grid: with ``truth`` the true classes of MM-5B, with
+    ``legend`` those of another of ``legends.LEGENDS``, with ``product`` a label product (``products.PRODUCTS``). The
+    map has the codes that the class tree gives its classes on disk (MM-5B: leaf id + 1, so 1–18), 255 or MM-5B's 0
+    for unlabelled as nodata, the classes' names in its tags and their colours in its colour table.
+    ``transform`` says how it maps to ``CRS``. ValueError for a bad name or window.
     """
     import rasterio
     from rasterio.windows import Window
 
-    from hierlab.tree import ClassTree
-
     sensor = lookup(sensor)
     x, y, width, height = window = _checked(window, sensor.gsd)
+    made = _map(sensor, seed, region, year, legend, product) if truth or legend or product else None
     profile = {"driver": "GTiff", "width": width, "height": height, "crs": CRS, "compress": "deflate"}
-    profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER"}
+    profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER", "interleave": "band"}
     profile |= {"transform": transform(sensor.gsd, x, y)}
-    profile |= {"count": 1, "dtype": "uint8", "nodata": 0} if truth else {"count": len(sensor.bands), "dtype": "uint16"}
+    if made:
+        profile |= {"count": 1, "dtype": "uint8", "nodata": 0 if made.name == "mm5b" else 255}
+    else:
+        profile |= {"count": len(sensor.bands) * (len(sensor.dates) or 1), "dtype": sensor.dtype}
+        profile |= {"nodata": 0} if sensor.dates else {}
     with atomic(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
-        file.update_tags(twin=f"sensor {sensor.name}, seed {seed}, region {region}, window {window}")
-        if truth:
-            file.update_tags(1, **{f"class_{n}": name for n, name in enumerate(LEAVES, 1)})
-            colors = ClassTree.load("mm5b").colors[-1].tolist()
-            file.write_colormap(1, {0: (0, 0, 0, 0)} | {n: (*rgb, 255) for n, rgb in enumerate(colors, 1)})
-        for n, name in enumerate(() if truth else sensor.bands, 1):
-            file.set_band_description(n, name)
-            file.update_tags(n, wavelength=sensor.wavelengths[n - 1], wavelength_units="nm")
-        for strip in _strips(window):
-            made = render(sensor, seed, region, strip)
-            place = Window(0, strip[1] - y, width, strip[3])
-            if truth:
-                file.write(made.label + 1, 1, window=place)
-            else:
-                file.write(made.image, window=place)
+        file.update_tags(twin=f"sensor {sensor.name}, seed {seed}, region {region}, window {window}, year {year}")
+        if made:
+            file.update_tags(map=made.name)
+            file.update_tags(1, **{f"class_{code}": name for code, name in made.classes.items()})
+            if made.colors:
+                file.write_colormap(1, {profile["nodata"]: (0, 0, 0, 0)} | made.colors)
+        else:
+            _describe(file, sensor)
+        size = world.tile_size(sensor.step_mm)
+        wide = max(1, _PIECE // (1 if made else profile["count"]) // size**2)
+        for piece in _pieces(window, size, wide):
+            place = Window(piece[0] - x, piece[1] - y, *piece[2:])
+            if made:
+                file.write(made.codes(piece), 1, window=place)
+                continue
+            seen = render(sensor, seed, region, piece, year)
+            image = seen.image
+            if seen.valid is not None:
+                image = (image * seen.valid[:, None]).reshape(-1, *image.shape[2:])
+            file.write(image, window=place)
+
+
+def _describe(file, sensor: Sensor) -> None:
+    """Names, wavelengths and days of a file's bands."""
+    number = 0
+    for day in sensor.dates or (None,):
+        for name, wavelength in zip(sensor.bands, sensor.wavelengths, strict=True):
+            number += 1
+            file.set_band_description(number, name if day is None else f"day {day} {name}")
+            file.update_tags(number, wavelength=wavelength, wavelength_units="nm")
+            if day is not None:
+                file.update_tags(number, day=day)

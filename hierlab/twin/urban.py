@@ -1,61 +1,90 @@
-"""Inside settlements: superblocks, blocks, lots, roofs and yards, parks, a stadium, each decided whole.
+"""Inside settlements: yards, parks, squares, a stadium, pavements and streets, and the things that stand on them.
 
-Everything is drawn in the settlement's own frame (u, v): squares between main streets, cut into blocks, cut into
-lots. A block belongs to the settlement or it does not, so that a town ends along its streets.
+What covers the ground is decided block by block and lot by lot (``quarters``); what has an outline of its own comes
+from tables of things (``buildings``). Where the step is too coarse for them, each sample draws its cover from the
+mixture of its block instead, so that the mean over many samples stays.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from hierlab.twin import buildings, precincts, quarters
 from hierlab.twin.fields import Grid
-from hierlab.twin.ground import LEAF, Boxes, Ground, choose, cut, squares
-from hierlab.twin.hashing import derive, pick, unit
-from hierlab.twin.places import CITY, SPREAD, TOWN, VILLAGE, Settlements
+from hierlab.twin.ground import LEAF, Ground
+from hierlab.twin.hashing import derive, key, mix, unit
+from hierlab.twin.places import CITY, SPREAD, VILLAGE, Settlements
+from hierlab.twin.quarters import (
+    CENTRE,
+    FARMS,
+    HOUSES,
+    IDLE,
+    PARK,
+    PAVED,
+    SITE_YEARS,
+    SLABS,
+    STADIUM,
+    WORKS,
+    Blocks,
+    Town,
+    stadium_square,
+)  # fmt: skip
 from hierlab.twin.rural import Land
 from hierlab.twin.spectra import KIND
+from hierlab.twin.things import draw, grit, joined
 
-# By level (village, town, city):
-_SQUARE = np.array([150.0, 250.0, 370.0], np.float32)  # metres between main streets
-_BLOCK_AREA = np.array([3200.0, 8500.0, 11500.0], np.float32)  # square metres
-_MAIN = np.array([2.2, 6.5, 11.0], np.float32)  # half widths of main streets
-_STREET = np.array([1.8, 3.6, 4.8], np.float32)  # and of the others
-_HOUSES = ["red roof", "brown roof", "grey roof", "dark roof", "red roof", "concrete"]
-_FLATS = ["grey roof", "concrete", "dark roof", "white roof", "brown roof", "grey roof"]
-_SHEDS = ["blue roof", "steel roof", "white roof", "blue roof", "grey roof", "red roof", "concrete"]
+__all__ = ["build", "square_centre", "stadium_square"]
 
-
-def stadium_square(level: int, radius: float, h: np.uint32) -> tuple[int, int] | None:
-    """The superblock of a settlement that holds its stadium, if it has one."""
-    if level == VILLAGE or (level == TOWN and float(unit(np.atleast_1d(h), 70)[0]) > 0.45):
-        return None
-    span = max(1, int((0.2 if level == TOWN else 0.42) * radius / float(_SQUARE[level])))
-    a, b = (int(float(unit(np.atleast_1d(h), 71 + n)[0]) * (2 * span + 1)) - span for n in (0, 1))
-    return (a, b) if (a, b) != (0, 0) else (1, 0)
+_GREEN = [KIND[n] for n in ("lawn", "sown grass", "meadow", "hedge", "vegetables", "street trees", "street conifers")]
+COARSE = 6.0  # metres: from this step on there are no things, only mixtures
+_LEAF = np.array([LEAF[n] for n in (
+    *("urban residential", "rural residential", "urban residential", "urban residential", "industrial area"),
+    *("park & square", "park & square", "bare land", "park & square"),
+)], np.uint8)  # fmt: skip
+# Shares of roofs, trees and paving on the lots of a zone, at gardens of average greenness; the rest is the yard.
+_MIX = {
+    HOUSES: (0.26, 0.17, 0.09),
+    FARMS: (0.27, 0.14, 0.16),
+    SLABS: (0.22, 0.12, 0.10),
+    CENTRE: (0.56, 0.05, 0.02),
+    WORKS: (0.47, 0.03, 0.03),
+}
+_YARDS = {  # kinds of yards: green ones, and others
+    HOUSES: (("lawn", "lawn", "sown grass"), ("paving", "concrete", "gravel", "dirt road")),
+    FARMS: (("lawn", "meadow", "sown grass"), ("dirt road", "concrete", "dirt road", "gravel")),
+    SLABS: (("lawn",), ("concrete", "paving", "old asphalt")),
+    CENTRE: (("lawn",), ("paving", "concrete", "old asphalt", "concrete")),
+    WORKS: (("lawn", "meadow"), ("concrete", "old asphalt", "concrete", "dirt road", "gravel")),
+}
 
 
 def square_centre(level: int, angle: float, square: tuple[int, int]) -> tuple[float, float]:
-    """Centre of a superblock, metres east and south of the settlement's centre."""
-    u, v = (np.array(square) + 0.5) * float(_SQUARE[level])
+    """Centre of a square between main streets, metres east and south of the settlement's, but for its bends."""
+    u, v = (np.array(square) + 0.5) * quarters.SQUARE[level]
     return float(u * np.cos(angle) - v * np.sin(angle)), float(u * np.sin(angle) + v * np.cos(angle))
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The samples in reach of a settlement, one value each: frame, level, size, hashes and boxes."""
+class _Part:
+    """The samples (N,) of one settlement on a tile: flat index, frame, block, and three textures."""
 
+    town: Town
+    grid: Grid
+    q: np.ndarray
     u: np.ndarray
     v: np.ndarray
-    level: np.ndarray
-    radius: np.ndarray
-    h: np.ndarray
-    squares: Boxes
-    blocks: Boxes
-    far: np.ndarray  # distance of the block's centre from the settlement's, in radii
-    inside: np.ndarray
-    industry: np.ndarray  # 1 towards the industrial quarter, −1 away from it
-    stadium: np.ndarray
-    plaza: np.ndarray
+    block: np.ndarray
+    blocks: Blocks
+    fine: np.ndarray
+    middle: np.ndarray
+    grain: np.ndarray
+
+    def zone(self, *zones: int) -> np.ndarray:
+        return np.isin(self.blocks.zone, zones)[self.block]
+
+    def per_block(self, values: np.ndarray) -> np.ndarray:
+        """A float column of the blocks at the samples."""
+        return values.astype(np.float32)[self.block]
 
 
 def build(grid: Grid, ground: Ground, s: Land, towns: Settlements, clear: np.ndarray) -> np.ndarray:
@@ -63,192 +92,249 @@ def build(grid: Grid, ground: Ground, s: Land, towns: Settlements, clear: np.nda
 
     Returns where their blocks are (H, W bool).
     """
-    built = np.zeros(grid.shape, bool)
-    owner = np.full(grid.shape, -1, np.int64)
-    x, y = grid.mesh
-    for n, (cx, cy, radius) in enumerate(zip(towns.x, towns.y, towns.radius, strict=True)):
-        near = (x - np.float32(cx)) ** 2 + (y - np.float32(cy)) ** 2 < np.float32((SPREAD * radius) ** 2)
-        owner[near & (owner < 0)] = n
-    q = np.flatnonzero(owner >= 0)
-    if not len(q):
-        return built
-    p = _plan(grid, towns, owner.ravel()[q], x.ravel()[q], y.ravel()[q])
-    part = ground.take(q)
-    tone = s.fine.ravel()[q], s.middle.ravel()[q], s.grain.ravel()[q]
-    _furnish(part, p, tone)
-    free = clear.ravel()[q]
-    part.paint(~free, "artificial meadow", "lawn", cover=0.85, dirt=0.2, height=0, bright=1)
-    dry = ~np.isin(ground.leaf.ravel()[q], (LEAF["river"], LEAF["lake"], LEAF["pond"]))
-    ground.put(q, part, p.inside & dry)
-    built.ravel()[q[p.inside & free & dry]] = True
+    built, standing, taken = (np.zeros(grid.shape, bool) for _ in range(3))
+    columns = grid.shape[1]
+    tables = []
+    for x, y, radius, level, angle, h in zip(*towns, strict=True):
+        reach = SPREAD * radius
+        c0, c1 = np.searchsorted(grid.x, (x - reach, x + reach))
+        r0, r1 = np.searchsorted(grid.y, (y - reach, y + reach))
+        if c0 >= c1 or r0 >= r1:
+            continue
+        town = Town(grid.seed, grid.region, grid.ax + round(x), grid.ay + round(y), radius, int(level), angle, int(h))
+        px, py = grid.x[c0:c1] - np.float32(x), grid.y[r0:r1] - np.float32(y)
+        near = (px[None] ** 2 + py[:, None] ** 2 < np.float32(reach**2)) & ~taken[r0:r1, c0:c1]
+        if not near.any():
+            continue
+        taken[r0:r1, c0:c1] |= near
+        row, column = np.nonzero(near)
+        part = _part(town, grid, s, (row + r0) * columns + column + c0, px[column], py[row])
+        if part is not None:
+            tables += _settle(part, ground, clear, built, standing)
+    if tables:
+        draw(grid, ground, joined(tables), standing)
+        if grid.step <= 0.5:
+            q = np.flatnonzero(built)
+            rough = grit(grid, "grit", 180).ravel()[q]
+            green = np.isin(ground.kind.ravel()[q], _GREEN)
+            ground.bright.ravel()[q] *= 1 + np.where(green, np.float32(0.10), np.float32(0.035)) * rough
     return built
 
 
-def _plan(grid: Grid, towns: Settlements, n: np.ndarray, x: np.ndarray, y: np.ndarray) -> _Plan:
-    f4 = np.float32
-    level, radius, h = towns.level[n], towns.radius[n].astype(f4), towns.h[n]
-    cos, sin = np.cos(towns.angle).astype(f4)[n], np.sin(towns.angle).astype(f4)[n]
-    cx, cy = towns.x.astype(f4)[n], towns.y.astype(f4)[n]
-    px, py = x - cx, y - cy
-    u, v = px * cos + py * sin, py * cos - px * sin
-    big = squares(u, v, _SQUARE[level], h)
-    blocks = cut(big, u, v, _BLOCK_AREA[level], 6, 0.3)
-    bu, bv = blocks.centre
-    bx, by = cx + bu * cos - bv * sin, cy + bu * sin + bv * cos
-    ragged = np.zeros(len(n), f4)
-    for rank, scale in ((VILLAGE, 110), (TOWN, 420), (CITY, 1500)):
-        k = level == rank
-        if k.any():
-            ragged[k] = 0.24 * grid.scattered("suburb", scale, bx[k], by[k])
-            ragged[k] += 0.12 * grid.scattered("fringe", scale // 3, bx[k], by[k])
-    far = np.hypot(bu, bv) / radius
-    inside = (1 - far + ragged + f4(0.16) * (unit(blocks.h, 4) - f4(0.5)) > 0) & (far < SPREAD - 0.12)
-    quarter = pick(h, 54, 0, 2 * np.pi)  # the same hash as City.industry
-    direction = np.cos(np.arctan2(by - cy, bx - cx) - quarter)
-    halls = [stadium_square(*row) for row in zip(towns.level.tolist(), towns.radius, towns.h, strict=True)]
-    place = np.array([(-99, -99) if a is None else a for a in halls])[n]
-    iu, iv = np.floor(u / _SQUARE[level]).astype(np.int64), np.floor(v / _SQUARE[level]).astype(np.int64)
-    stadium = (iu == place[:, 0]) & (iv == place[:, 1])
-    plaza = (iu == 0) & (iv == 0) & (level == CITY)
-    return _Plan(u, v, level, radius, h, big, blocks, far, inside, direction, stadium, plaza)
-
-
-def _furnish(g: Ground, p: _Plan, tone: tuple[np.ndarray, ...]) -> None:
-    """Zones, lots, buildings, then parks and streets over them."""
-    fine, middle, grain = tone
-    f4 = np.float32
-    village, city = p.level == VILLAGE, p.level == CITY
-    r = [unit(p.blocks.h, 10 + n) for n in range(8)]
-    zone = unit(p.squares.h, 10)
-    green = ~village & ((r[0] < 0.05) | (zone < 0.045)) & ~p.stadium | p.plaza
-    wish = f4(0.55) * p.industry + f4(0.9) * (p.far - f4(0.5)) + f4(0.7) * (zone - f4(0.5))
-    works = ~village & ~green & ~p.stadium & ((wish > 0.52) | (r[1] < 0.03))
-    idle = ~village & ~green & ~p.stadium & (r[2] < np.where(p.far > 0.75, f4(0.12), f4(0.015)))
-    works &= ~idle
-    centre = ~works & (p.far < 0.28) & city
-    estate = f4(0.65) * unit(p.squares.h, 11) + f4(0.35) * r[3]
-    slab = ~village & ~works & ~centre & (estate < np.where(city, f4(0.55), f4(0.35)))
-
-    lots = cut(p.blocks, p.u, p.v, _lot_area(village, works, centre, r[4]), 7, 0.2)
-    s = [unit(lots.h, 10 + n) for n in range(9)]
-    roof, ridge = _roof(p, lots, s, works | centre)
-    row, along = _rows(p, r)
-    roof = np.where(slab, row & along, roof)
-    roof &= s[7] < np.where(village, f4(0.86), np.where(works, f4(0.9), f4(0.95)))
-    # Yards.
-    leafy = s[5] < np.where(works, f4(0.12), np.where(centre, f4(0.2), f4(0.2) + f4(0.6) * unit(p.squares.h, 12)))
-    yard = np.where(leafy, KIND["lawn"], choose(lots.h, 30, ["concrete", "old asphalt", "dirt road"]))
-    trees = leafy & (grain + fine + f4(0.8) * (s[6] - f4(0.5)) > 0.5)
-    g.leaf[:] = np.where(village, 10, np.where(works, 8, 9))
-    g.paint(
-        np.s_[...],
-        kind=np.where(trees, KIND["street trees"], yard),
-        cover=np.where(trees, f4(0.75), f4(0.45) + f4(0.45) * s[8]),
-        dirt=np.clip(f4(0.22) + f4(0.12) * middle + f4(0.10) * fine, 0, 0.8),
-        bright=f4(0.9) + f4(0.2) * s[6] + f4(0.04) * fine,
-        height=np.where(trees, f4(5), f4(0)),
-        phase=0,
+def _part(town: Town, grid: Grid, s: Land, q: np.ndarray, x: np.ndarray, y: np.ndarray) -> _Part | None:
+    """The samples that lie in blocks which stand or are being built in the grid's year; None if there are none."""
+    u, v = town.bend(x, y)
+    size = quarters.SQUARE[town.level]
+    iu, iv = int(np.floor(u.min() / size)), int(np.floor(v.min() / size))
+    nu, nv = int(np.floor(u.max() / size)) - iu + 1, int(np.floor(v.max() / size)) - iv + 1
+    p = quarters.plan(town, iu, iv, nu, nv)
+    shown = p.blocks.inside & (p.blocks.renewed | (p.blocks.year - SITE_YEARS <= grid.year))
+    if not shown.any():
+        return None
+    block = p.find(u, v)
+    n = np.flatnonzero(shown[block])
+    if not len(n):
+        return None
+    q = q[n]
+    return _Part(
+        town, grid, q, u[n], v[n], block[n], p.blocks, s.fine.ravel()[q], s.middle.ravel()[q], s.grain.ravel()[q]
     )
-    houses = choose(lots.h, 31, _HOUSES)
-    flats = choose(p.blocks.h, 32, _FLATS)
-    tall = np.where(
-        centre, 12 + 24 * s[3] ** 2, np.where(slab, 15 + 17 * r[5], np.where(works, 9, np.where(village, 5, 8)))
+
+
+def _settle(p: _Part, ground: Ground, clear: np.ndarray, built: np.ndarray, standing: np.ndarray) -> list:
+    """Paint the samples of a settlement, mark which are built and finished; returns the things that belong there."""
+    g = ground.take(p.q)
+    free = clear.ravel()[p.q]
+    dry = free | ~np.isin(g.leaf, (LEAF["river"], LEAF["lake"], LEAF["pond"]))  # fish ponds make way
+    _cover(g, p)
+    _park(g, p)
+    _stadium(g, p)
+    site = _sites(g, p)
+    _streets(g, p)
+    g.paint(~free, "artificial meadow", "lawn", cover=0.85, dirt=0.2, height=0, bright=1)
+    ground.put(p.q, g, dry)
+    built.ravel()[p.q[free & dry]] = True
+    standing.ravel()[p.q[free & dry & ~site]] = True
+    if p.grid.step > COARSE:
+        return []
+    seen = np.unique(p.blocks.corner[np.bincount(p.block).nonzero()[0]], axis=0)
+    dx, dy = p.town.x - p.grid.ax, p.town.y - p.grid.ay
+    return [precincts.furnish(p.town, int(i), int(j)).moved(dx, dy) for i, j in seen]
+
+
+def _cover(g: Ground, p: _Part) -> None:
+    """The leaf of every block and the yards of its lots."""
+    b, f = p.blocks, np.float32
+    g.leaf[:] = _LEAF[b.zone][p.block]
+    g.height[:], g.phase[:] = 0, 0
+    if p.grid.step > COARSE:
+        _mixture(g, p)
+        return
+    plots = quarters.lots(p.town, b)
+    n = plots.find(b, p.block, p.u, p.v)
+    kind, cover, bright, dirt = _yards(p.town, b.zone[plots.block], plots.h)
+    g.kind[:] = kind[n]
+    g.cover[:] = np.clip(cover[n] + f(0.06) * p.middle, 0, 1)
+    g.dirt[:] = np.clip(dirt[n] + f(0.10) * p.middle + f(0.07) * p.fine, 0, 0.8)
+    g.bright[:] = bright[n] + f(0.05) * p.fine + f(0.03) * p.grain
+
+
+def _yards(town: Town, zone: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Kind, cover, brightness and dirt (N,) of yards, by zone and hash."""
+    kind = np.full(len(h), KIND["lawn"], np.uint8)
+    green = np.array([0.45, 0.3, 0.45, 0.12, 0.12, 1, 1, 1, 1])[zone]
+    green = green + np.array([0.5, 0.4, 0.4, 0.15, 0.1, 0, 0, 0, 0])[zone] * town.style.gardens
+    leafy = unit(h, 30) < green
+    for z, (lawns, others) in _YARDS.items():
+        k = np.flatnonzero(zone == z)
+        if len(k):
+            kind[k] = np.where(leafy[k], buildings.choice(h[k], 31, lawns), buildings.choice(h[k], 32, others))
+    f = np.float32
+    cover = np.where(leafy, f(0.72) + f(0.26) * unit(h, 33), f(0.5) + f(0.45) * unit(h, 33))
+    return kind, cover, f(0.88) + f(0.24) * unit(h, 34), f(0.1) + f(0.2) * unit(h, 35)
+
+
+def _mixture(g: Ground, p: _Part) -> None:
+    """Roof, tree, paving or yard for every sample, by the shares of its zone."""
+    x, y = (np.floor(a).astype(np.int64) for a in (p.grid.x, p.grid.y))
+    h = mix(key(p.town.seed, p.town.region, "mixture"), p.grid.ax + x, p.grid.ay + y[:, None]).ravel()[p.q]
+    zone = p.blocks.zone[p.block]
+    g.kind[:], g.cover[:], g.bright[:], g.dirt[:] = _yards(p.town, zone, h)
+    r = unit(h, 50)
+    village = p.town.level == VILLAGE
+    for z, (roofs, trees, paved) in _MIX.items():
+        n = np.flatnonzero(zone == z)
+        if not len(n):
+            continue
+        trees = trees * (0.5 + p.town.style.gardens)
+        k = n[r[n] < roofs]
+        if z in (HOUSES, FARMS):
+            g.kind[k] = buildings.choice(h[k], 51, p.town.style.roofs)
+            g.height[k] = 4 if village else 6
+        else:
+            names = buildings.SHEDS if z == WORKS else buildings.FLATS
+            g.kind[k] = buildings.choice(p.blocks.h[p.block[k]] ^ (h[k] & np.uint32(1)), 52, names)
+            g.height[k] = np.array([0, 0, 24, 18, 9])[z]
+        g.cover[k], g.dirt[k] = 0.85, 0.12
+        k = n[(r[n] >= roofs) & (r[n] < roofs + trees)]
+        g.kind[k], g.cover[k], g.height[k] = KIND["street trees"], 0.85, 4
+        k = n[(r[n] >= roofs + trees) & (r[n] < roofs + trees + paved)]
+        g.kind[k] = buildings.choice(h[k], 53, ("paving", "concrete", "old asphalt"))
+
+
+def _park(g: Ground, p: _Part) -> None:
+    """Lawns with paths and a pond, paved squares, and ground that lies idle."""
+    b, f = p.blocks, np.float32
+    n = np.flatnonzero(p.zone(PARK, PAVED, IDLE, STADIUM))
+    if not len(n):
+        return
+    block, fine, middle = p.block[n], p.fine[n], p.middle[n]
+    cu, cv = ((b.u0 + b.u1) / 2).astype(f)[block], ((b.v0 + b.v1) / 2).astype(f)[block]
+    u, v, zone = p.u[n] - cu, p.v[n] - cv, b.zone[block]
+    r = [unit(b.h, 40 + k)[block] for k in range(5)]
+    part = g.take(n)
+    lawn = (zone == PARK) | (zone == STADIUM)
+    part.paint(lawn, kind="lawn", cover=np.clip(0.88 + 0.05 * middle, 0, 1), dirt=np.clip(0.12 + 0.1 * middle, 0, 0.6))
+    lawn &= zone == PARK
+    bend = f(18) * np.sin(v / f(23) + 6 * r[0])
+    path = lawn & ((np.abs(u + bend) < 1.8) | (np.abs(v + f(15) * np.sin(u / f(21) + 6 * r[1])) < 1.6))
+    part.paint(path, kind="paving", cover=0.85, dirt=0.1)
+    paved = zone == PAVED
+    tiles = f(0.06) * ((np.mod(u, 6) < 0.5) | (np.mod(v, 6) < 0.5)) if p.grid.step < 1.5 else f(0.01)
+    part.paint(paved, kind="paving", cover=np.clip(0.85 + 0.08 * fine, 0, 1), dirt=0.05, bright=1.04 - tiles)
+    beds = paved & (np.abs(np.mod(u, 36) - 18) < 5) & (np.abs(np.mod(v, 36) - 18) < 5)
+    part.paint(beds & (np.hypot(u, v) > 16), kind="lawn", cover=0.9, dirt=0.1)
+    size = f(0.24) * np.minimum(b.u1 - b.u0, b.v1 - b.v0).astype(f)[block]
+    deep = np.hypot(u - size * (r[2] - f(0.5)), v * f(1.3)) - size * (1 + f(0.2) * middle)
+    pool = lawn & (unit(b.h, 45)[block] > 0.5) & (deep < 0)
+    part.paint(lawn & (unit(b.h, 45)[block] > 0.5) & (deep < 1.8), kind="gravel", cover=0.8)
+    part.paint(pool, "pond", "pond water", cover=0.5 + 0.4 * r[3], dirt=0.06, bright=1)
+    idle = zone == IDLE
+    kind = buildings.choice(b.h, 34, ("building site", "bare soil", "fallow"))[block]
+    part.paint(
+        idle, kind=kind, cover=np.clip(0.5 + 0.2 * middle + 0.1 * fine, 0, 1), dirt=np.clip(0.2 + 0.3 * fine, 0, 0.7)
     )
-    g.paint(
-        roof,
-        kind=np.where(works, choose(lots.h, 33, _SHEDS), np.where(slab | centre, flats, houses)),
-        cover=f4(0.6) + f4(0.4) * s[4],
-        dirt=f4(0.15),
-        bright=(f4(0.8) + f4(0.4) * s[6]) * (1 + np.where(works | centre | slab, f4(0.03), f4(0.14)) * ridge),
-        height=tall,
+    g.put(n, part, np.ones(len(n), bool))
+
+
+def _stadium(g: Ground, p: _Part) -> None:
+    """A pitch in a running track in stands on a paved apron, turned with the streets."""
+    hall = np.flatnonzero((p.blocks.zone == STADIUM) & np.isin(np.arange(len(p.blocks.zone)), p.block))
+    for k in hall:
+        n = np.flatnonzero(p.block == k)
+        part = g.take(n)
+        b = p.blocks
+        x, y, turn = p.town.place((b.u0 + b.u1)[[k]] / 2, (b.v0 + b.v1)[[k]] / 2)
+        dx, dy = p.town.x - p.grid.ax + x[0], p.town.y - p.grid.ay + y[0]
+        row, column = np.divmod(p.q[n], p.grid.shape[1])
+        px, py = p.grid.x[column] - np.float32(dx), p.grid.y[row] - np.float32(dy)
+        angle = float(turn[0]) + np.pi / 2 * int(derive(b.h[[k]], 60)[0] & 1)
+        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        precincts.stadium(
+            part, px * cos + py * sin, py * cos - px * sin, p.town.level == CITY, b.h[k], p.grid.step, p.middle[n]
+        )
+        g.put(n, part, np.ones(len(n), bool))
+
+
+def _sites(g: Ground, p: _Part) -> np.ndarray:
+    """Blocks that are being built: bare ground, heaps and pits. Returns where they are (N,)."""
+    b = p.blocks
+    site = (b.year > p.grid.year) & (b.year - SITE_YEARS <= p.grid.year) & ~np.isin(b.zone, (PARK, IDLE))
+    if not site.any():
+        return site[p.block]
+    site = site[p.block]
+    n = np.flatnonzero(site)
+    part = g.take(n)
+    fine, middle = p.fine[n], p.middle[n]
+    part.paint(np.s_[...], "bare land", "building site", height=0, bright=1 + np.float32(0.05) * p.grain[n])
+    part.cover[:] = np.clip(0.55 + 0.25 * middle + 0.15 * fine, 0, 1)
+    part.dirt[:] = np.clip(0.08 + 0.1 * fine, 0, 0.5)
+    g.put(n, part, np.ones(len(n), bool))
+    return site
+
+
+def _streets(g: Ground, p: _Part) -> None:
+    """Pavements, kerbs and carriageways; a village's lanes stay part of the village."""
+    b, f = p.blocks, np.float32
+    u, v, block = p.u, p.v, p.block
+    inner = np.minimum(
+        np.minimum(u - p.per_block(b.i0), p.per_block(b.i1) - u),
+        np.minimum(v - p.per_block(b.j0), p.per_block(b.j1) - v),
     )
-    g.paint(idle, "bare land", choose(p.blocks.h, 34, ["building site", "bare soil", "building site"]), height=0)
-    g.paint(idle, cover=np.clip(0.5 + 0.2 * middle + 0.1 * fine, 0, 1), dirt=np.clip(0.2 + 0.3 * fine, 0, 0.7))
-    _park(g, p, green, r, tone)
-    _stadium(g, p, tone)
-    _streets(g, p, tone)
-
-
-def _lot_area(village: np.ndarray, works: np.ndarray, centre: np.ndarray, r: np.ndarray) -> np.ndarray:
-    area = np.where(
-        works, 2600 + 5200 * r, np.where(centre, 1500 + 1500 * r, np.where(village, 300 + 260 * r, 420 + 420 * r))
+    n = np.flatnonzero((inner < 0) & ~(p.zone(STADIUM) & (inner > -2)))
+    if not len(n):
+        return
+    u, v, block = u[n], v[n], block[n]
+    off = np.stack(
+        [u - b.u0.astype(f)[block], b.u1.astype(f)[block] - u, v - b.v0.astype(f)[block], b.v1.astype(f)[block] - v]
     )
-    return area.astype(np.float32)
+    off -= b.half.astype(f).T[:, block]  # metres from the kerb, negative on the carriageway
+    kerb = off.min(0)
+    main = ((off < 0) & b.main.T[:, block]).any(0)
+    fine, middle = p.fine[n], p.middle[n]
+    part = g.take(n)
+    village = p.town.level == VILLAGE
+    street = kerb < 0
+    if village:
+        kind = buildings.choice(np.atleast_1d(np.uint32(p.town.h)), 64, ("concrete", "dirt road", "old asphalt"))[0]
+        part.paint(street, kind=kind, cover=np.clip(0.7 + 0.1 * fine, 0, 1), height=0, bright=1, dirt=0.15)
+    else:
+        walk = ~street
+        part.paint(walk, kind="paving", cover=np.clip(0.8 + 0.08 * fine, 0, 1), dirt=0.12, height=0, bright=1)
+        strip = walk & (derive(b.square, 65)[block] % 3 == 0) & (kerb > 0.4) & (kerb < 2.0) & main_side(b, block, off)
+        part.paint(strip, kind="lawn", cover=0.8, dirt=0.2)
+        age = f(0.12) * (unit(b.square, 66)[block] - f(0.5))
+        part.paint(street, "road", np.where(main, KIND["asphalt"], KIND["old asphalt"]), height=0, dirt=0.12)
+        part.paint(street, cover=np.clip(0.72 + 0.08 * fine, 0, 1), bright=1 + age + f(0.05) * middle)
+        if p.grid.step <= 0.4:
+            part.paint(np.abs(kerb) < 0.11, kind="concrete", cover=1, bright=1.1)
+            worn = street & (np.abs(kerb + 1.6) < 0.5)
+            part.paint(worn, bright=f(0.93) + age)
+        if p.grid.step > 1.2:
+            part.paint(street, bright=f(1.03) + age, dirt=0.15)  # the cars that are too small to be seen
+    g.put(n, part, np.ones(len(n), bool))
 
 
-def _roof(p: _Plan, lots: Boxes, s: list[np.ndarray], big: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A roof on each lot, set back from its sides, and the side of its ridge (±1)."""
-    f4 = np.float32
-    du, dv = lots.u1 - lots.u0, lots.v1 - lots.v0
-    low = np.where(big, f4(0.07), f4(0.13))
-    u0, u1 = lots.u0 + du * (low + f4(0.16) * s[0]), lots.u1 - du * (low + f4(0.14) * s[1])
-    v0, v1 = lots.v0 + dv * (low + f4(0.14) * s[1]), lots.v1 - dv * (low + f4(0.18) * s[2])
-    roof = (p.u > u0) & (p.u < u1) & (p.v > v0) & (p.v < v1)
-    notch = (s[2] < 0.3) & (p.u > (u0 + u1) / 2) & (p.v > (v0 + v1) / 2)
-    ridge = np.where(du > dv, np.sign(p.v - (v0 + v1) / 2), np.sign(p.u - (u0 + u1) / 2))
-    return roof & ~notch, ridge.astype(np.float32)
-
-
-def _rows(p: _Plan, r: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of flats in parallel rows along u."""
-    f4 = np.float32
-    gap = f4(24) + f4(14) * r[5]
-    row = np.mod(p.v - p.blocks.v0 - 8, gap) < f4(11) + f4(3) * r[6]
-    run = f4(40) + f4(30) * r[7]
-    along = np.mod(p.u - p.blocks.u0 - 8, run) < run - f4(9)
-    return row, along & (p.blocks.edge(p.u, p.v) > 9)
-
-
-def _park(g: Ground, p: _Plan, green: np.ndarray, r: list[np.ndarray], tone: tuple[np.ndarray, ...]) -> None:
-    """Lawns and groves with paths and a pond, or a paved square with trees."""
-    fine, middle, grain = tone
-    u, v = p.blocks.centre
-    edge = p.blocks.edge(p.u, p.v)
-    paved = green & (r[6] < np.where(p.plaza, 0.7, 0.3))
-    lawn = green & ~paved
-    g.paint(green, "park & square", "lawn", cover=0.85, dirt=np.clip(0.15 + 0.1 * middle, 0, 0.6), height=0)
-    grove = lawn & (middle + fine + grain + 2 * r[5] > 1.3)
-    g.paint(grove, kind="street trees", cover=0.85, height=7 + 2 * grain, bright=np.clip(0.9 + 0.1 * grain, 0.6, 1.3))
-    g.paint(paved, kind="concrete", cover=np.clip(0.8 + 0.1 * fine, 0, 1), bright=1.05)
-    beds = paved & (np.abs(np.mod(p.u - u, 36) - 18) < 6) & (np.abs(np.mod(p.v - v, 36) - 18) < 6)
-    g.paint(beds, kind="street trees", cover=0.7, height=5)
-    bend = np.float32(18) * np.sin(p.v / np.float32(23) + 6 * r[4])
-    path = lawn & ((np.abs(p.u - u + bend) < 2.2) | (np.abs(p.v - v + bend) < 2.0))
-    g.paint(path, kind="concrete", cover=0.8, height=0)
-    size = np.float32(0.26) * np.minimum(p.blocks.u1 - p.blocks.u0, p.blocks.v1 - p.blocks.v0)
-    pool = lawn & (r[7] < 0.55) & (np.hypot(p.u - u, (p.v - v) * 1.3) < size * (1 + 0.28 * middle)) & (edge > 14)
-    g.paint(pool, "pond", "pond water", cover=0.5 + 0.4 * r[4], dirt=0.06, height=0, bright=1)
-
-
-def _stadium(g: Ground, p: _Plan, tone: tuple[np.ndarray, ...]) -> None:
-    """A pitch in a running track in stands, on a paved apron; the rest of the superblock is a park."""
-    _, middle, grain = tone
-    u, v = p.squares.centre
-    swap = derive(p.squares.h, 60) & np.uint32(1)
-    a, b = np.where(swap, p.v - v, p.u - u), np.where(swap, p.u - u, p.v - v)
-    oval = np.hypot(np.maximum(np.abs(a) - 46, 0), b)
-    stands = p.level == CITY
-    reach = np.where(stands, np.float32(84), np.float32(56))
-    rest = p.stadium & (oval > reach)
-    g.paint(rest, "park & square", "lawn", cover=0.85, dirt=0.15, height=0, bright=1)
-    g.paint(rest & (middle + grain > 0.4), kind="street trees", height=7)
-    g.paint(p.stadium & (oval <= reach), "stadium", "concrete", cover=0.8, dirt=0.1, bright=1, height=0)
-    seats = p.stadium & stands & (oval < 70) & (oval >= 47)
-    g.paint(seats, kind=choose(p.squares.h, 61, ["white roof", "steel roof", "grey roof", "blue roof"]), height=16)
-    g.paint(p.stadium & (oval < 45), kind="track", cover=0.9, bright=1, height=0)
-    stripe = 1 + np.float32(0.07) * np.sign(np.sin(a * np.float32(0.55)))
-    turf = np.where(unit(p.squares.h, 62) < 0.5, KIND["turf"], KIND["lawn"])
-    g.paint(p.stadium & (oval < 35.5), kind=turf, cover=0.95, dirt=0.03, bright=stripe)
-
-
-def _streets(g: Ground, p: _Plan, tone: tuple[np.ndarray, ...]) -> None:
-    """Main streets between superblocks, streets between blocks; a village's lanes stay part of the village."""
-    fine, middle, _ = tone
-    main = p.squares.edge(p.u, p.v) < _MAIN[p.level]
-    small = (p.blocks.edge(p.u, p.v) < _STREET[p.level]) & ~p.stadium & ~p.plaza
-    street, village = main | small, p.level == VILLAGE
-    walk = ~village & ~street & (p.squares.edge(p.u, p.v) < _MAIN[p.level] + 5)
-    g.paint(walk & (derive(p.squares.h, 63) % 3 > 0) & (middle > -0.4), kind="street trees", cover=0.75, height=6)
-    paving = np.where(main, KIND["asphalt"], KIND["old asphalt"])
-    g.paint(street & village, kind=choose(p.h, 64, ["concrete", "dirt road", "old asphalt"]), cover=0.7, height=0)
-    g.paint(street & ~village, "road", paving, cover=np.clip(0.7 + 0.08 * fine, 0, 1), dirt=0.15, height=0, bright=1)
+def main_side(b: Blocks, block: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """Whether the street nearest to each sample, of distances (4, N), is a main street."""
+    return b.main[block, off.argmin(0)]

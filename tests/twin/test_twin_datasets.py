@@ -8,9 +8,11 @@ import torch
 
 from hierlab import twin
 from hierlab.tree import ClassTree
-from hierlab.twin import datasets
+from hierlab.twin import datasets, legends, presets, seek, world
+from hierlab.twin.fields import Grid
 
 NAME = "mm5b-gaofen2"
+MM5B = ("mm5b-gaofen2", "mm5b-sentinel2", "mm5b-google")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,8 +44,11 @@ def test_a_batch_keeps_the_contract():
 
 
 def test_every_class_occurs_in_the_training_set(train):
-    seen = np.unique(np.concatenate([np.unique(train.patch(n)["label"]) for n in range(len(train))]))
-    assert seen.tolist() == list(range(18))
+    seen = set()
+    for n in range(1, len(train), 2):  # those that look for a class
+        region, x, y = train.place(n)
+        seen |= set(np.unique(twin.truth(0, region, (x, y, 128, 128), 4.0)).tolist())
+    assert seen == set(range(18))
 
 
 def test_patches_are_the_windows_they_say_they_are(train):
@@ -58,6 +63,114 @@ def test_splits_share_no_region():
     for split in datasets.SPLITS:
         data = twin.dataset(NAME, split, "smoke", count=4)
         assert {data.place(n)[0] for n in range(4)} <= set(datasets.SPLITS[split])
+
+
+def test_areas_of_different_splits_never_meet():
+    for name, preset in twin.PRESETS.items():
+        areas = [
+            (split, presets.region_of(name, 0, area.turn), area.reach)
+            for part in preset.parts
+            for split, found in part.areas.items()
+            for area in found
+        ]
+        for one, region, (west, north, east, south) in areas:
+            for other, there, (w, n, e, s) in areas:
+                if one != other and region == there:
+                    assert e <= west or east <= w or s <= north or south <= n, (name, one, other)
+
+
+def test_patches_lie_in_the_areas_of_their_split():
+    for split in datasets.SPLITS:
+        data = twin.dataset("chesapeake", split, "smoke", count=2, state=3)
+        part = twin.PRESETS["chesapeake"].parts[data.turn(0).part]
+        assert part.value == 3
+        reach = {presets.region_of("chesapeake", 0, area.turn): area.reach for area in part.areas[split]}
+        for n in range(2):
+            region, x, y = data.place(n)
+            west, north, east, south = (v / data.gsd for v in reach[region])
+            assert west <= x and x + data.size <= east and north <= y and y + data.size <= south
+
+
+def test_the_mm5b_sets_show_the_same_places():
+    sets = [twin.dataset(name, "train", "smoke") for name in MM5B]
+    for n in range(6):
+        region, x, y = sets[0].anchor(n)
+        for data in sets:
+            assert data.anchor(n) == (region, x, y)
+            there, px, py = data.place(n)
+            assert there == region
+            assert 0 <= x - px * data.gsd < data.size * data.gsd and 0 <= y - py * data.gsd < data.size * data.gsd
+
+
+def test_the_mm5b_sets_agree_where_they_overlap():
+    n, coarse, fine = 2, *(twin.dataset(name, "train", "smoke") for name in MM5B[::2])
+    (_, x, y), (_, u, v) = coarse.place(n), fine.place(n)
+    label, other = coarse.patch(n)["label"], fine.patch(n)["label"]
+    rows, columns = (np.arange(v, v + 64) // 2 - y), (np.arange(u, u + 64) // 2 - x)  # 2 m pixels in 4 m pixels
+    inside = np.ix_((rows >= 0) & (rows < 64), (columns >= 0) & (columns < 64))
+    seen = label[np.ix_(rows[(rows >= 0) & (rows < 64)], columns[(columns >= 0) & (columns < 64)])]
+    assert seen.size > 500 and (seen == other[inside]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "name, classes",
+    [
+        ("crop10m", "other|rice|corn|soybean"),
+        ("whu-h2sr-mt", "greenhouse|highway"),
+        ("sen4agrinet", "barley|grapes"),
+        ("loveda", "barren|agriculture"),
+        ("potsdam", "car|tree"),
+    ],
+)
+def test_rare_classes_are_sought_and_found(name, classes):
+    """The place of a patch that looks for a class shows that class."""
+    preset = twin.PRESETS[name]
+    step = max(datasets._step_mm(preset), 500)
+    for wanted in map(legends.LEGENDS[preset.tree].classes.index, classes.split("|")):
+        region, x, y, _ = datasets.anchor(name, "train", 0, 0, 2 * wanted + 1)
+        ground = world.survey(Grid.of(0, region, x // step, y // step, 1, step, preset.year)).ground
+        assert legends.classify(ground.leaf, ground.kind, preset.tree).item() == wanted
+
+
+def test_every_class_of_every_legend_takes_its_turn(monkeypatch):
+    """Whatever the legend, the classes that odd items look for are all of it, in turn."""
+    monkeypatch.setattr(seek, "find", lambda legend, wanted, *_: asked.append(wanted))
+    monkeypatch.setattr(seek, "leaf", lambda wanted, *_: asked.append(wanted))
+    monkeypatch.setattr(datasets, "_scene", lambda *_: (0, 0, 0))
+    for name, preset in twin.PRESETS.items():
+        if preset.scenes:
+            continue
+        asked, classes = [], len(legends.LEGENDS[preset.tree].classes)
+        for number in range(1, 2 * classes, 2):
+            datasets.anchor.__wrapped__(name, "train", 0, 0, number)
+        assert asked == list(range(classes)), name
+
+
+def test_parts_take_their_share_and_keep_their_own_order():
+    whole = twin.dataset("loveda", "train", "paper")
+    turns = [whole.turn(n) for n in range(len(whole))]
+    assert [sum(t.part == k for t in turns) for k in (0, 1)] == [1366, 1156]
+    urban = [t.number for t in turns if t.part == 1]
+    assert urban == list(range(1156))
+    alone = twin.dataset("loveda", "train", "paper", domain="urban")
+    assert len(alone) == 1156 and alone.turn(5) == (1, 5)
+    assert len(twin.dataset("chesapeake", "train", "paper", state=0)) == 82 * 50
+    assert sum(len(twin.dataset("chesapeake", "train", "paper", state=k)) for k in range(6)) == 29_100
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="no option 'state': it takes none"):
+        twin.dataset("whdld", "train", state=1)
+    with pytest.raises(ValueError, match="no state 6: choose one of 'all', 0, 1, 2, 3, 4, 5"):
+        twin.dataset("chesapeake", "train", state=6)
+    with pytest.raises(ValueError, match="'from-glc10', 'esa-worldcover'"):
+        twin.dataset("poland", "train", product="corine")
+    with pytest.raises(ValueError, match="'urban'"):
+        twin.dataset("loveda", "train", domain="suburban")
+    with pytest.raises(ValueError, match="multiple of 10"):
+        twin.dataset("whu-h2sr-mt", "train", size=64)
+    a, b = (twin.dataset("poland", "train", "smoke", product=p) for p in ("esri", "glc-fcs30"))
+    assert a.fingerprint != b.fingerprint and a.product == "esri" and a.tree_lr.name == "esri"
 
 
 def test_profiles_and_overrides():
@@ -110,9 +223,9 @@ def test_a_damaged_file_is_rendered_again(damage):
 def test_several_may_fill_one_cache_at_once():
     sets = [twin.dataset(NAME, "val", "smoke", seed=5, count=2) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        images = list(pool.map(lambda data: data[1]["image"], sets))
+        images = list(pool.map(lambda data: data[0]["image"], sets))
     assert all(torch.equal(images[0], image) for image in images)
-    assert [p.name for p in sets[0].folder.iterdir()] == ["000001.npz"]
+    assert [p.name for p in sets[0].folder.iterdir()] == ["000000.npz"]
 
 
 def test_an_unwritable_cache_says_what_to_do(tmp_path, monkeypatch):
@@ -131,3 +244,5 @@ def test_unknown_names_are_listed():
         twin.dataset(NAME, "train", "desktop")
     with pytest.raises(ValueError, match="positive"):
         twin.dataset(NAME, "train", "smoke", count=-1)
+    with pytest.raises(ValueError, match="positive"):
+        twin.dataset(NAME, "train", "smoke", size=(64, 0))

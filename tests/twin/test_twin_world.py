@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hierlab import twin
-from hierlab.twin import drainage, index, places, rural, sensor, spectra, world
+from hierlab.twin import drainage, index, places, regions, sensor, spectra, world
 from hierlab.twin.fields import Grid, scattered
 from hierlab.twin.ground import LEAVES
 from hierlab.twin.hashing import derive, key, mix, unit
@@ -15,7 +15,7 @@ FAR = 10**12 // 4  # pixels: 10¹² m from the origin
 
 def forget():
     """Empty every cache, so that nothing is remembered from a window rendered before."""
-    for module in (drainage, index, places, rural, sensor, spectra, world):
+    for module in (drainage, index, places, regions, sensor, spectra, world):
         for f in vars(module).values():
             if hasattr(f, "cache_clear"):
                 f.cache_clear()
