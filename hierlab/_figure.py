@@ -151,7 +151,8 @@ def rgb_bands(bands: Sequence[str] | None, count: int) -> tuple[tuple[int, int, 
     """Which of ``count`` bands to show as red, green and blue, and what to call that.
 
     By name (``red``, ``R``, Sentinel-2's and Landsat-8's ``B4``, …) in any order: the true colours; without all three
-    but with near infrared, (nir, red, green) as far as there are; else the first three bands; one band as grey.
+    but with near infrared, (nir, red, green) as far as there are; of bands named by their wavelength ("650 nm") those
+    nearest to 650, 550 and 470 nm; else the first three bands; one band as grey.
     """
     if bands is not None and len(bands) != count:
         raise ValueError(f"{len(bands)} band names ({', '.join(bands)}) for an image of {count} bands.")
@@ -164,6 +165,12 @@ def rgb_bands(bands: Sequence[str] | None, count: int) -> tuple[tuple[int, int, 
         return (found["red"], found["green"], found["blue"]), "true colour"
     if {"nir", "red", "green"} <= found.keys():
         return (found["nir"], found["red"], found["green"]), "false colour: nir, red, green"
+    waves = [re.fullmatch(r"([0-9.]+) ?nm", name.strip()) for name in bands or ()]
+    if count >= 3 and all(waves) and waves:
+        nm = np.array([float(wave[1]) for wave in waves])
+        near = [int(np.abs(nm - wanted).argmin()) for wanted in (650, 550, 470)]
+        if all(abs(nm[i] - wanted) <= 30 for i, wanted in zip(near, (650, 550, 470), strict=True)):
+            return tuple(near), "true colour"
     if count == 3 and bands is None:
         return (0, 1, 2), "true colour"
     chosen = (0, 1, 2) if count >= 3 else (0, 0, 0)

@@ -330,6 +330,14 @@ def bench_map(
     map_bench(network=network, out=out)
 
 
+@bench.command("twin")
+def bench_twin(out: Annotated[Path, typer.Option(help="Folder for the CSV.")] = Path("bench")) -> None:
+    """The twin's sensors: megapixels a second and core, in a large scene and in scattered chips, and peak memory."""
+    from .bench_twin import twin_bench
+
+    twin_bench(out)
+
+
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is one of {', '.join(choices)}; got '{value}'.")

@@ -111,6 +111,13 @@ def test_rgb_bands(bands, expected):
     assert plot.rgb_bands(bands, len(bands)) == expected
 
 
+def test_rgb_bands_by_wavelength():
+    names = [f"{nm:.2f} nm" for nm in range(400, 1000, 20)]
+    assert plot.rgb_bands(names, 30) == ((12, 7, 3), "true colour")  # 640, 540 and 460 nm: ties go to the first
+    infrared = [f"{nm} nm" for nm in (900, 1600, 2200)]
+    assert plot.rgb_bands(infrared, 3)[1].startswith("false colour: 900 nm")
+
+
 def test_rgb_bands_without_names():
     assert plot.rgb_bands(None, 3) == ((0, 1, 2), "true colour")
     assert plot.rgb_bands(None, 5) == ((0, 1, 2), "false colour: band 1, band 2, band 3")

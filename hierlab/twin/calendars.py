@@ -126,12 +126,14 @@ YEARS: dict[str, tuple[Year, ...]] = {
     "grass": (
         Year((Growth(96, 292, level=0.8, rise=12, fall=16),), 0.15, 0.1),
         Year((Growth(96, 205, level=0.8, rise=12, fall=16), Growth(255, 300, level=0.5, rise=10, fall=14)), 0.15, 0.1),
+        Year((Growth(96, 182, level=0.75, rise=12, fall=14), Growth(258, 304, level=0.45, rise=10, fall=14)), 0.1, 0.4),
     ),
     "sown grass": (
         Year((Growth(84, 310, level=0.55, rise=10, fall=14),), 0.4),
         Year(
             (Growth(82, 220, 152, 0.55, left=0.1), Growth(170, 270, 214, 0.5, left=0.1), Growth(232, 315, 0, 0.5)), 0.4
         ),
+        Year((Growth(84, 178, level=0.5, rise=10, fall=12), Growth(252, 312, level=0.4, rise=10, fall=14)), 0.27, 0.4),
     ),
     "reeds": (Year((Growth(128, 283, level=0.95, rise=12, fall=12),), 0.04, 0.5),),
 }

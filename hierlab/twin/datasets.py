@@ -22,15 +22,16 @@ import torch
 from hierlab._io import atomic
 from hierlab.tree import IGNORE
 from hierlab.twin import index, legends, presets, products, seek
+from hierlab.twin.fields import Grid
 from hierlab.twin.hashing import derive, key, mix, scalar
 from hierlab.twin.presets import EXTENT, PRESETS, Preset
-from hierlab.twin.sensor import ground_truth, render
-from hierlab.twin.world import tile_size
+from hierlab.twin.sensor import render
+from hierlab.twin.world import survey, tile_size
 
-TWIN_VERSION = "0.2"  # raise it with every change that moves a pixel: it is part of every cache's name
+TWIN_VERSION = "0.3"  # raise it with every change that moves a pixel: it is part of every cache's name
 SPLITS = {"train": tuple(range(8)), "val": (8, 9, 10), "test": (11, 12, 13)}  # regions of the MM-5B sets
 _MEMORY = 512 * 2**20  # bytes: sets smaller than this stay in memory once read
-_SCENES = 12  # places that are tried for an image of one scene class
+_SCENES = 3  # places that are tried for an image of one scene class
 
 Size = tuple[int, int]  # height, width
 
@@ -163,20 +164,36 @@ def place(name: str, split: str, seed: int, size: Size, part: int, number: int, 
 def _scene_place(
     preset: Preset, seed: int, region: int, x: int, y: int, h: np.uint32, size: Size, number: int
 ) -> tuple[int, int, int]:
-    """A window of one scene class, the classes taking turns; where a scene is not found, the last window tried."""
-    step, classes = _step_mm(preset), len(legends.LEGENDS[preset.tree].classes)
-    corner = x // step, y // step
+    """A window with a thing of one scene class in its middle, the classes taking turns.
+
+    Of a few such windows it is the one that shows the most of the class; if there is none, the place itself.
+    """
+    step, wanted = _step_mm(preset), _scene_wanted(preset, number)
+    best, most, coarse = (x // step, y // step), 0.0, max(1, max(size) // 32)
     for n in range(_SCENES):
         again = derive(h, 40 + n)[0]
-        where = x // 1000, y // 1000
-        found = seek.find(preset.tree, number % classes, *where, again, seed, region, step, preset.year)
+        found = seek.find(preset.tree, wanted, x // 1000, y // 1000, again, seed, region, step, preset.year)
         if found is None:
             continue
         corner = found[0] // step - size[1] // 2, found[1] // step - size[0] // 2
-        shown = legends.scene(*ground_truth(seed, region, (*corner, size[1], size[0]), step / 1000, preset.year))
-        if shown == number % classes:
-            break
-    return region, *corner
+        grid = Grid.of(seed, region, corner[0] // coarse, corner[1] // coarse, 32, step * coarse, preset.year)
+        ground = survey(grid).ground
+        share = (legends.classify(ground.leaf, ground.kind, preset.tree) == wanted).mean() + 1e-6
+        if share > most:
+            best, most = corner, share
+    return region, *best
+
+
+def _scene_wanted(preset: Preset, number: int) -> int:
+    return number % len(legends.LEGENDS[preset.tree].classes)
+
+
+def _scene_label(preset: Preset, number: int, leaf: np.ndarray, kind: np.ndarray) -> int:
+    """The class of an image: that of the thing in its middle if that was looked for, else what the image shows."""
+    middle = leaf.shape[0] // 2, leaf.shape[1] // 2
+    wanted = _scene_wanted(preset, number)
+    found = legends.classify(leaf[middle], kind[middle], preset.tree) == wanted
+    return wanted if found else legends.scene(leaf, kind)
 
 
 class TwinDataset(torch.utils.data.Dataset):
@@ -185,7 +202,8 @@ class TwinDataset(torch.utils.data.Dataset):
     - ``image`` float32 (C, H, W), digital numbers; ``label`` int64 (H, W), the classes of ``tree``, 255 = ignore;
     - ``label_lr`` int64 (H, W), a label product on the image's grid, in the classes of ``tree_lr``, 255 = void;
     - ``series`` float32 (T, C, h, w) on its own coarser grid, 0 where ``series_valid`` bool (T, h, w) is false;
-    - ``scene`` int64 (), the class of the whole image, in place of ``label``.
+    - ``scene`` int64 (), the class of the whole image, in place of ``label``: as in Million-AID, whose labels come from
+      maps, that of the thing in its middle.
 
     Patches are rendered when first asked for and cached as one file each, written atomically, so that several
     processes may share a cache. A file that cannot be read is rendered again, with a warning.
@@ -316,7 +334,7 @@ class TwinDataset(torch.utils.data.Dataset):
             codes = products.label(self.product, self.seed, region, window, self.gsd)
             patch["label_lr"] = self.tree_lr.encode(codes)
         if self._preset.scenes:
-            patch["scene"] = np.uint8(legends.scene(made.label, made.kind))
+            patch["scene"] = np.uint8(_scene_label(self._preset, self.turn(n).number, made.label, made.kind))
         else:
             patch["label"] = legends.classify(made.label, made.kind, self._preset.tree)
         return patch

@@ -128,6 +128,8 @@ class _Mixture:
             mode *= np.float32(0.8)
             mode += np.float32(0.5) * within[n]
             mode *= np.where(mode < 0, np.float32(0.7), np.float32(1))  # absorption saturates
+        for n in (2, 3):  # what the visible alone tells wrongly: dust, bloom, wetness, in patches of 200 m and less
+            self._modes[n] += np.float32(1.1) * grid.noise(f"variety {n}", 200, 3, 0.7).ravel()
 
     def weights(self, day: float) -> np.ndarray:
         """Weights (N, 2 · _ROWS) float32 of the endmembers ``numbers`` on a day of the year."""
@@ -212,7 +214,7 @@ def tile(sensor: Sensor, seed: int, region: int, column: int, row: int, year: in
         codes = np.empty((len(ground) + 3, size, size), np.float32)
         codes[:-3], codes[-2], codes[-1] = ground, 0, 1
         depth = np.float32(sensor.air * f.aerosol)
-        codes[-3] = depth * (1 + np.float32(0.35) * pixels.noise(f"haze {sensor.name} {date}", 4000, 2))
+        codes[-3] = depth * (1 + np.float32(0.45) * pixels.noise(f"haze {sensor.name} {date}", 4000, 4, 0.7))
         valid = None
         if sensor.dates:
             above = series.sky(pixels, sensor.name, date, f.sun, sensor.clouds)

@@ -6,6 +6,7 @@ and round that point the truth on the image's own grid, where one pixel of the c
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from hierlab.twin.hashing import derive, scalar
 from hierlab.twin.spectra import KINDS
 from hierlab.twin.world import TILE
 
-_TRIES = 10  # points that are looked at before a class is given up
+_TRIES = 8  # points that are looked at before a class is given up
 _RINGS = 3  # sheets each way
+_FAR = 30_000.0  # metres: how far a kind is looked for
 _FINEST = 500  # mm: the finest grid that is searched; things seen at 5 cm are there at half a metre too
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -44,13 +46,22 @@ _HOMES: dict[str, tuple[str, ...]] = {
 }
 
 
+class _Signs(NamedTuple):
+    """Where to look for a class: leaf classes that mostly are it, leaf classes where it is at home, and its kinds."""
+
+    mostly: tuple[str, ...]
+    homes: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
 @lru_cache(maxsize=512)
-def _homes(legend: str, wanted: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Leaf classes that mostly are the class, and leaf classes in which its kinds are at home."""
+def _signs(legend: str, wanted: int) -> _Signs:
     is_it = legends.LEGENDS[legend].table == wanted
     mostly = tuple(LEAVES[n] for n in np.nonzero(is_it.mean(1) >= 0.5)[0])
-    leaves = (leaf for n, kind in enumerate(KINDS) for leaf in _HOMES.get(kind, ()) if is_it[LEAVES.index(leaf), n])
-    return mostly, tuple(dict.fromkeys(leaves))
+    only = [LEAVES[n] for n in np.nonzero(is_it.any(1))[0]]
+    kinds = tuple(kind for n, kind in enumerate(KINDS) if is_it[:, n].any())
+    known = (leaf for k in kinds for leaf in _HOMES.get(k, ()) if is_it[LEAVES.index(leaf), list(KINDS).index(k)])
+    return _Signs(mostly, tuple(only if len(only) <= 3 else dict.fromkeys(known)), kinds)
 
 
 def _on_the_sheet(
@@ -88,6 +99,15 @@ def leaf(name: str | int, x: int, y: int, h: np.uint32, seed: int, region: int, 
     return place or index.sample(name, x, y, h, seed, region, year)
 
 
+def _of_a_kind(
+    kinds: tuple[str, ...], x: int, y: int, h: np.uint32, seed: int, region: int, year: int
+) -> tuple[int, int] | None:
+    """A place of one of the kinds, found by the index from a point nearby."""
+    kind = kinds[int(scalar(h, 3, 0, len(kinds)))]
+    u, v = (w + int(scalar(h, salt, -1, 1) * index.SHEET) for salt, w in ((4, x), (5, y)))
+    return index.nearest_kind(kind, u, v, seed, region, _FAR, year)
+
+
 def _close_by(
     legend: str, wanted: int, x: int, y: int, h: np.uint32, seed: int, region: int, step_mm: int, year: int
 ) -> tuple[int, int] | None:
@@ -109,13 +129,14 @@ def find(
 
     ``step_mm``: the pixel on whose grid the class must be seen. None if nothing was found where it was looked for.
     """
-    mostly, homes = _homes(legend, wanted)
+    signs = _signs(legend, wanted)
     for n in range(_TRIES):
         turn = derive(h, 90 + n)[0]
-        names = mostly or (homes if n % 2 == 0 else ())
-        if names:
-            name = names[int(scalar(turn, 0, 0, len(names)))]
-            place = leaf(name, x, y, turn, seed, region, year)
+        if signs.kinds and n >= _TRIES // 2:
+            place = _of_a_kind(signs.kinds, x, y, turn, seed, region, year)
+        elif signs.mostly or (signs.homes and n % 2 == 0):
+            names = signs.mostly or signs.homes
+            place = leaf(names[int(scalar(turn, 0, 0, len(names)))], x, y, turn, seed, region, year)
         else:
             place = _on_a_sheet(legend, wanted, x, y, turn, seed, region, year)
         found = place and _close_by(legend, wanted, *place, turn, seed, region, step_mm, year)

@@ -101,7 +101,7 @@ def _each(grid: Grid, s: "Land", k: np.ndarray, tall, needles, rise, h) -> dict[
     inside = rise + np.float32(0.2) * speck > 0  # leaves, not circles
     dome, u = np.sqrt(np.maximum(rise, 0)), unit(h, 5)
     shape = np.where(needles, 1 - np.sqrt(np.maximum(1 - rise, 0)), dome)
-    bright = np.where(inside, (np.float32(0.8) + np.float32(0.36) * u) * (0.8 + 0.24 * dome), 0.7)
+    bright = np.where(inside, (np.float32(0.66) + np.float32(0.64) * u) * (0.64 + 0.48 * dome), 0.6)
     return {
         "cover": np.where(inside, np.float32(0.78) + np.float32(0.2) * dome, np.float32(0.45)),
         "dirt": np.where(inside, np.float32(0.1), np.float32(0.45)),

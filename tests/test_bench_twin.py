@@ -1,0 +1,39 @@
+"""``hierlab bench twin``: every row and column is there, and they fit together."""
+
+import pandas as pd
+import pytest
+
+from hierlab import bench_twin
+
+
+def test_the_table_holds_every_row_and_column(tmp_path):
+    said = []
+    path = bench_twin.twin_bench(
+        tmp_path,
+        sensors=("sentinel2",),
+        truths=(30.0,),
+        products=(),
+        chip=64,
+        repeats=1,
+        tiles=1,
+        memory_sizes=(40,),
+        say=said.append,
+    )
+    table = pd.read_csv(path)
+    assert path.name.startswith("twin-") and [p.name for p in path.parent.iterdir()] == [path.name]
+    assert list(table.columns) == list(bench_twin.TWIN_COLUMNS)
+    rows = [("scene", "sentinel2"), ("chips", "sentinel2"), ("scene", "truth 30 m"), ("chips", "truth 30 m")]
+    assert list(zip(table["what"], table["of"], strict=True)) == [*rows, ("memory", "gaofen2")]
+    assert table["size"].tolist() == [128, 32, 128, 32, 40]
+    speeds = table["size"] ** 2 / 1e6 / table["seconds"]
+    assert table["mpx_per_s"].tolist() == pytest.approx(speeds.tolist(), rel=1e-3)
+    memory = table.iloc[-1]
+    assert memory["peak_mb"] >= memory["start_mb"] > 50
+    assert memory["image_mb"] == pytest.approx(40 * 40 * 4 * 2 / 1e6)
+    assert len(said) == 1 + 4 + 1 + 1
+
+
+def test_a_failure_in_the_process_apart_is_told(monkeypatch):
+    monkeypatch.setattr(bench_twin.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="Rendering 8² pixels in a process of its own failed"):
+        bench_twin._memory(8)
