@@ -15,14 +15,14 @@ from .record import stored_path
 NOT_RUN = "not run"
 PROFILES = ("paper", "gpu", "laptop")  # from the largest; those of smoke are never shown
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 66rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 78rem;
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #555; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.quiet { color: #595959; }
+.quiet { color: #595959; white-space: nowrap; }
 """
 
 
