@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, map, list, describe, twin, bench.
+"""The command line: train, evaluate, map, list, describe, twin, run, report, bench.
 
 Each command says what it found before any long work, shows progress, and ends with a table and a picture. Bad input
 ends with one message and exit code 2, without a traceback.
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import _twin_cli, profiles
+from . import _experiments_cli, _twin_cli, profiles
 
 app = typer.Typer(
     add_completion=False,
@@ -27,10 +27,11 @@ bench = typer.Typer(
     no_args_is_help=True, help="Measure speed and memory side by side, into a CSV named by the machine."
 )
 app.add_typer(_twin_cli.app, name="twin")
+_experiments_cli.register(app)
 app.add_typer(bench, name="bench")
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
-SEVERAL = ("--images", "--labels", "--bands")
+SEVERAL = ("--images", "--labels", "--bands", "--rows")
 KINDS = ("networks", "trees", "datasets", "experiments")
 
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def spread(arguments: list[str]) -> list[str]:
-    """Let ``--images A B C`` stand for ``--images A --images B --images C`` (also ``--labels`` and ``--bands``)."""
+    """Let ``--images A B C`` stand for ``--images A --images B --images C`` (and so on with ``SEVERAL``)."""
     result, option, first = [], None, False
     for argument in arguments:
         if argument.startswith("-"):
@@ -295,10 +296,7 @@ def list_command(
         _print_rows(("data set", "", "sensor", "tree", "options"), rows, "Data sets of the built-in twin")
         console.print("As files: hierlab twin export <data set> DIR")
     else:
-        from .experiments.hierars import EXPERIMENTS
-
-        rows = [(e.key, e.title, str(len(e.rows))) for e in EXPERIMENTS.values()]
-        _print_rows(("experiment", "", "rows"), rows, "Experiments")
+        _experiments_cli.list_experiments()
 
 
 @app.command()

@@ -110,7 +110,7 @@ def test_the_figure_shows_every_row_and_says_what_it_is():
     records = [fake(row.name, seed, 0.5 + seed / 100) for row in TABLE_07.rows for seed in range(2)]
     drawn = figure(TABLE_07, records)
     assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == [row.label for row in TABLE_07.rows]
-    assert "twin" in drawn.axes[1].get_title() and "Table VII" in drawn.get_label()
+    assert "twin" in drawn.axes[1].get_title(loc="left") and "Table VII" in drawn.get_label()
 
 
 def test_stored_records_of_the_largest_profile_are_shown_and_never_those_of_smoke(tmp_path):

@@ -18,21 +18,41 @@ import torch
 from .. import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "lightning", "numpy", "rasterio")
+NUMBER, WHOLE, TEXT, NONE = (int, float), (int,), (str,), (type(None),)
 REQUIRED = {
-    "experiment": str,
-    "row": str,
-    "profile": str,
-    "seed": int,
-    "parameters": dict,
-    "data": dict,
-    "metrics": dict,
-    "cost": dict,
-    "machine": dict,
-    "versions": dict,
-    "commit": (str, type(None)),
-    "dirty": (bool, type(None)),
-    "date": str,
+    "experiment": TEXT,
+    "row": TEXT,
+    "profile": TEXT,
+    "seed": WHOLE,
+    "parameters": {},
+    "data": {"twin": (bool,)},
+    "metrics": {},
+    "cost": {},
+    "machine": {},
+    "versions": {},
+    "commit": TEXT + NONE,
+    "dirty": (bool, *NONE),
+    "date": TEXT,
 }
+JOB = {  # what the record of a job has besides; it is told by its hash
+    "hash": TEXT,
+    "overrides": {},
+    "data": {"name": TEXT, "fingerprint": TEXT, "train": WHOLE, "validation": WHOLE},
+    "metrics": {"levels": (list,)},
+    "losses": {},
+    "cost": {
+        "seconds": NUMBER,
+        "job_seconds": NUMBER,
+        "images_per_second": NUMBER + NONE,
+        "peak_memory": WHOLE,
+        "params": WHOLE,
+        "gmac": NUMBER,
+    },
+    "machine": {"device": TEXT, "threads": WHOLE, "system": TEXT},
+    "versions": {"hierlab": TEXT, "python": TEXT, "torch": TEXT},
+}
+KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+KINDS[type(None)] = "null"
 
 
 def provenance(device: str = "cpu") -> dict:
@@ -80,35 +100,108 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def validate(record: dict) -> dict:
-    """``record`` itself, or a ValueError naming the field that is missing or of the wrong type."""
-    for field, kind in REQUIRED.items():
-        if field not in record:
-            raise ValueError(f"A run record needs '{field}'; this one has {', '.join(sorted(record))}.")
-        if not isinstance(record[field], kind):
-            raise ValueError(f"'{field}' of a run record is {kind}; got {type(record[field]).__name__}.")
-    if record["data"].get("twin") not in (True, False):
-        raise ValueError(
-            "A run record says in data['twin'] (true or false) whether it ran on the twin or on real data."
-        )
+    """``record`` itself, or a ValueError naming the field that is missing or of the wrong type.
+
+    A record with a ``hash`` is a job's and must be complete; those without are of runs that no job made, or made
+    before jobs had one.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"A run record is a set of named fields; got {_kind(record)}.")
+    _check(record, REQUIRED, "")
+    if "hash" in record:
+        _check(record, JOB, "")
+        if not record["metrics"]["levels"]:
+            raise ValueError("'metrics.levels' of a run record is empty; it needs an entry a level.")
+        for place, level in enumerate(record["metrics"]["levels"]):
+            if not isinstance(level, dict):
+                raise ValueError(f"'metrics.levels.{place}' of a run record is named fields; got {_kind(level)}.")
+            _check(level, {"level": TEXT}, f"metrics.levels.{place}.")
     return record
+
+
+def _check(content: dict, schema: dict, inside: str) -> None:
+    for field, kinds in schema.items():
+        if field not in content:
+            raise ValueError(f"A run record needs '{inside}{field}'; this one has {', '.join(sorted(content)) or '–'}.")
+        value = content[field]
+        if isinstance(kinds, dict):
+            if not isinstance(value, dict):
+                raise ValueError(f"'{inside}{field}' of a run record is named fields; got {_kind(value)}.")
+            _check(value, kinds, f"{inside}{field}.")
+        elif not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(KINDS[kind] for kind in kinds if not (kind is int and float in kinds))
+            raise ValueError(f"'{inside}{field}' of a run record is {wanted}; got {_kind(value)}.")
+
+
+def _kind(value) -> str:
+    return KINDS.get(type(value), "named fields" if isinstance(value, dict) else type(value).__name__)
 
 
 def append(path: Path, record: dict) -> None:
     """Append a validated record to the JSON-lines file ``path``, in one write."""
-    line = json.dumps(validate(record), sort_keys=True, allow_nan=False) + "\n"
+    append_line(path, validate(record))
+
+
+def append_line(path: Path, content: dict) -> None:
+    """Append one JSON line in one write, in place of what an interrupted write may have left of another."""
+    line = json.dumps(content, sort_keys=True, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(line)
+    with open(path, "ab+") as stream:
+        stream.seek(0)
+        before = stream.read()
+        whole = before.rfind(b"\n") + 1
+        if _is_json(before[whole:]):
+            line = "\n" + line
+        else:
+            stream.truncate(whole)
+        stream.write(line.encode())
 
 
 def read(path: Path) -> list[dict]:
     """The records of a JSON-lines file, validated; none when it does not exist."""
+    return [_validated(path, number, content) for number, content in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[tuple[int, dict]]:
+    """The lines of a JSON-lines file, numbered from 1; an unfinished one at the end is no line."""
     if not path.exists():
         return []
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate([*lines, last] if _is_json(last) else lines, 1):
         try:
-            records.append(validate(json.loads(line)))
+            found.append((number, json.loads(line)))
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: {error}") from error
-    return records
+    return found
+
+
+def _is_json(text: str | bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _validated(path: Path, number: int, content: dict) -> dict:
+    try:
+        return validate(content)
+    except ValueError as error:
+        raise ValueError(f"{path.name}, line {number}: {error}") from error
+
+
+def results_folder() -> Path:
+    """Where records are kept: ``book/results`` of the checkout that hierlab runs from, else ``results`` here."""
+    stored = Path(__file__).resolve().parents[2] / "book" / "results"
+    return stored if stored.is_dir() else Path("results")
+
+
+def stored_path(experiment, folder: Path, profile: str, tag: str = "") -> Path:
+    """Where an experiment's records of one profile are kept below ``folder``; a ``tag`` keeps overridden runs apart."""
+    return folder / f"{experiment.key}.{profile}{f'.{tag}' if tag else ''}.jsonl"
+
+
+def failures_path(path: Path) -> Path:
+    """The file beside a file of records that keeps the failures of its jobs."""
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.failed.jsonl")

@@ -1,24 +1,101 @@
-"""Running an experiment: one (row, seed) is one job, and one job gives one record."""
+"""Running an experiment: which jobs are still to do, doing them, and keeping what comes of them."""
 
-from collections.abc import Iterable
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .. import hierars, losses, profiles, twin
-from .._training import seed_everything
-from ..checkpoints import build_model, make_config, pick_device
-from ..data.augment import Augment
-from ..evaluation import evaluate
-from ..networks import describe
-from ..recipes import LAPTOP
-from ..train import fit
-from . import record
-from .define import Experiment, Row
+from .. import profiles
+from ..checkpoints import pick_device
+from . import jobs, overrides, record
+from .define import Experiment
+from .jobs import Job
 
-MEASURES = ("mIoU", "mAcc", "mF1", "OA")
-TREE_MEASURES = ("hP", "hR", "hF", "tree_distance", "mistake_distance", "consistency")
+
+class JobsFailed(ValueError):
+    """Some jobs failed, now or earlier; all others were done."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop; what was done is kept, and the same run goes on with the rest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has before it: all ``jobs`` asked for, the records ``known`` by hash, what is left ``todo``, and the
+    failures of earlier runs that are not tried again (``given_up``); the files of records and failures, if any."""
+
+    jobs: list[Job]
+    known: dict[str, dict]
+    todo: list[Job]
+    given_up: dict[str, dict]
+    out: Path | None
+    failures: Path | None
+
+
+def prepare(
+    experiment: Experiment,
+    rows: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    profile: str | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    *,
+    parameters: Mapping[str, object] | None = None,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+) -> Plan:
+    """Find out what is to be done, without doing any of it; arguments and errors as for :func:`run`."""
+    record.provenance()  # before anything runs, so that the commit is that of the code loaded now
+    profile = profiles.check(profile or profiles.current())
+    setting, changed = overrides.apply(experiment, profile, parameters)
+    seeds = list(dict.fromkeys(seeds)) if seeds is not None else list(range(setting.seeds))
+    if scheduler is None:
+        pick_device(device)
+    try:
+        planned = jobs.plan(experiment, rows, seeds, profile, setting, changed, device)
+    except ValueError as error:
+        if parameters:
+            raise ValueError(f"{error} {overrides.told(experiment, profile)}") from error
+        raise
+    out = Path(out) if out is not None else None
+    failures = record.failures_path(out) if out is not None else None
+    known, given_up = {}, {}
+    if out is not None:
+        stored = record.read(out)
+        _check_alone(out, stored, experiment, profile, changed, planned)
+        known = {name: entry for entry in stored for name in jobs.done_by(entry)}
+        if not retry_failed:
+            given_up = {entry["hash"]: entry for _, entry in record.read_lines(failures)}
+    todo = [job for job in planned if job.hash not in known and job.hash not in given_up]
+    return Plan(planned, known, todo, given_up, out, failures)
+
+
+def _check_alone(
+    out: Path, stored: list[dict], experiment: Experiment, profile: str, changed: dict, planned: list[Job]
+) -> None:
+    """ValueError when ``out`` holds records of something that must not stand in one file with these jobs'."""
+    twin = planned[0].inputs["data"]["twin"] if planned else True
+    mine = {"experiment": experiment.key, "profile": profile, "overrides": changed, "twin or real data": twin}
+    for entry in stored:
+        theirs = {"experiment": entry["experiment"], "profile": entry["profile"]}
+        theirs |= {"overrides": entry.get("overrides", {}), "twin or real data": entry["data"]["twin"]}
+        for what, value in mine.items():
+            if theirs[what] != value:
+                raise ValueError(
+                    f"{out} holds records of another kind ({what}: {_said(theirs[what])} there, {_said(value)} here); "
+                    "give another file."
+                )
+
+
+def _said(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={entry}" for name, entry in value.items()) or "none"
+    return {True: "twin", False: "real"}.get(value, value) if isinstance(value, bool) else str(value)
 
 
 def run(
@@ -29,132 +106,152 @@ def run(
     device: str = "auto",
     out: str | Path | None = None,
     progress: bool = True,
+    *,
+    parameters: Mapping[str, object] | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
 ) -> list[dict]:
-    """Run the jobs of an experiment that have no record yet, and return the records of all that were asked for.
+    """Do the jobs of an experiment that have no record yet, and return the records of all that were asked for.
 
-    ``rows``: names, all by default; ``seeds``: by default 0 … n - 1 with the profile's n; ``out``: the JSON-lines file
-    of the records, to which each finished job is added (None keeps them in memory only). Raises ValueError for an
-    unknown row or profile before anything runs.
+    Args:
+        rows: names, all by default.
+        seeds: by default 0 … n - 1 with the profile's n.
+        out: the JSON-lines file of the records, to which each finished job is added; failures go into a file beside
+            it (``….failed.jsonl``). None keeps them in memory only.
+        parameters: overrides of the profile's setting (:func:`hierlab.experiments.overrides.apply`); a file of
+            records holds one set of overrides only.
+        workers: jobs side by side in processes of this machine (a script needs ``if __name__ == "__main__":``); with
+            GPUs, at most one a GPU. The CPU's threads are shared among them.
+        scheduler: the address of a Dask scheduler, to do the jobs on its workers instead.
+        retry_failed: try jobs again that failed earlier with the same inputs; else they stay as they are.
+
+    Two runs of a job agree bit for bit on one CPU with as many threads; on a GPU within its arithmetic's rounding.
+
+    Raises ValueError for an unknown row, profile or parameter before anything runs; :class:`JobsFailed` at the end
+    when a job failed, after all others are done; :class:`Stopped` for Ctrl-C, after what runs has come to a halt.
     """
-    record.provenance()  # before anything runs, so that the commit is that of the code loaded now
-    profile = profiles.check(profile or profiles.current())
-    chosen = [experiment.row(name) for name in rows] if rows is not None else list(experiment.rows)
-    seeds = list(seeds) if seeds is not None else list(range(experiment.setting(profile).seeds))
-    known = record.read(Path(out)) if out is not None else []
-    done = {(r["row"], r["seed"]): r for r in known if r["profile"] == profile and r["experiment"] == experiment.key}
-    results = []
-    for seed in seeds:
-        for row in chosen:
-            if (row.name, seed) not in done:
-                done[row.name, seed] = run_job(experiment, row, seed, profile, device, progress)
-                if out is not None:
-                    record.append(Path(out), done[row.name, seed])
-            results.append(done[row.name, seed])
-    return results
-
-
-def run_job(
-    experiment: Experiment, row: Row, seed: int, profile: str, device: str = "auto", progress: bool = True
-) -> dict:
-    """Train and evaluate one row with one seed; returns its validated record. The data do not depend on the seed."""
-    setting = experiment.setting(profile)
-    train = twin.dataset(experiment.dataset, "train", profile)
-    validation = twin.dataset(experiment.dataset, "val", profile)
-    tree = train.tree
-    mean, std = statistics(train)
-    recipe = LAPTOP.scaled(profile).replace(
-        steps=setting.steps,
-        warmup_steps=setting.steps // 20,
-        batch_size=setting.batch,
-        patch=train[0]["image"].shape[-1],
-        augment=Augment(scale=None, max_share=None),
-        keep="last",
-        channels_last=True,
+    plan = prepare(
+        experiment,
+        rows,
+        seeds,
+        profile,
+        device,
+        out,
+        parameters=parameters,
+        scheduler=scheduler,
+        retry_failed=retry_failed,
     )
-    config = make_config(
-        experiment.network,
-        tree,
-        mean,
-        std,
-        band_names=list(train.bands),
-        head=row.head,
-        fusion=row.fusion,
-        residual=row.residual,
-        options={"width": setting.width, "depth": setting.depth},
-        gsd=train.gsd,
-    )
-    seed_everything(seed)
-    model = build_model(config)
-    loss = losses.FlatLoss(tree) if row.head == "flat" else hierars.HSCLoss(tree, row.alpha, row.consistency)
-    fitted = fit(
-        model, loss, train, None, tree, recipe, seed=seed, device=device, progress=progress, deterministic=True
-    )
-    # A flat model's coarser levels are its leaf probabilities summed up the tree, as in the paper.
-    scored = evaluate(model, validation, tree, pick_device(device), aggregate=row.head == "flat")
-    return record.validate(
-        {
-            "experiment": experiment.key,
-            "row": row.name,
-            "profile": profile,
-            "seed": seed,
-            "parameters": {
-                "network": experiment.network,
-                "width": setting.width,
-                "depth": setting.depth,
-                "head": row.head,
-                "fusion": row.fusion if row.head == "bhccm" else None,
-                "residual": row.residual,
-                "consistency": row.consistency if row.head == "bhccm" else None,
-                "alpha": row.alpha if row.head == "bhccm" and row.consistency else None,
-                "recipe": recipe.to_dict(),
-            },
-            "data": {
-                "twin": True,
-                "name": train.name,
-                "fingerprint": train.fingerprint,
-                "train": len(train),
-                "validation": len(validation),
-            },
-            "metrics": {
-                "levels": [
-                    {"level": level["level"], **_measures(level, tree.classes[i])}
-                    for i, level in enumerate(scored["levels"])
-                ],
-                **{name: _number(scored[name]) for name in TREE_MEASURES},
-            },
-            "losses": {name: _number(value) for name, value in fitted["history"][-1].items() if "loss" in name},
-            "cost": {
-                "seconds": round(fitted["seconds"], 1),
-                "images_per_second": round(fitted["images_per_second"], 2),
-                "peak_memory": fitted["peak_memory"],
-                "params": sum(parameter.numel() for parameter in model.parameters()),
-                "gmac": round(describe(model, len(train.bands), tree.num_leaves, recipe.patch)["gmac"], 4),
-            },
-            **record.provenance(str(pick_device(device))),
-        }
-    )
+    return carry_out(plan, workers, scheduler, progress)
 
 
-def statistics(dataset: torch.utils.data.Dataset, items: int = 128) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every band over the first ``items`` items of a data set."""
-    pixels = np.concatenate(
-        [
-            np.asarray(dataset[i]["image"], np.float64).reshape(len(dataset[i]["image"]), -1)
-            for i in range(min(items, len(dataset)))
-        ],
-        1,
-    )
-    return pixels.mean(1).tolist(), pixels.std(1).tolist()
+def carry_out(plan: Plan, workers: int = 1, scheduler: str | None = None, progress: bool = True) -> list[dict]:
+    """Do what a plan has left to do; results and errors as for :func:`run`."""
+    known, failures = dict(plan.known), dict(plan.given_up)
+    with Board(progress and bool(plan.todo), len(plan.todo)) as board:
+        try:
+            results = jobs.perform_all(plan.todo, workers, scheduler, board.tell)
+            with jobs.interruptible(), contextlib.closing(results):
+                for job, result in results:
+                    _keep(plan, job, result, known, failures)
+                    board.finish(job, result)
+        except KeyboardInterrupt as stopped:
+            done = sum(job.hash in known for job in plan.jobs)
+            where = f"are in {plan.out}; the same run goes on with the rest" if plan.out else "had no file to go to"
+            raise Stopped(f"Stopped. The records of {done} of {len(plan.jobs)} jobs {where}.") from stopped
+    lost = [job for job in plan.jobs if job.hash not in known]
+    if lost:
+        raise JobsFailed(_explain(plan, lost, failures))
+    return [known[job.hash] for job in plan.jobs]
 
 
-def _measures(level: dict, names: tuple[str, ...]) -> dict:
-    """The measures of one level, and the IoU of each class by name (null where the class occurs nowhere)."""
-    return {
-        **{name: _number(level[name]) for name in MEASURES},
-        "IoU": {name: _number(value) for name, value in zip(names, level["IoU"].tolist(), strict=True)},
-    }
+def _keep(plan: Plan, job: Job, result: dict, known: dict, failures: dict) -> None:
+    if jobs.failed(result):
+        failures[job.hash] = result
+        if plan.failures is not None:
+            record.append_line(plan.failures, result)
+    else:
+        known[job.hash] = result
+        if plan.out is not None:
+            record.append(plan.out, result)
 
 
-def _number(value) -> float | None:
-    value = float(value)
-    return round(value, 6) if np.isfinite(value) else None
+def _explain(plan: Plan, lost: list[Job], failures: dict[str, dict]) -> str:
+    lines = [f"{len(lost)} of {len(plan.jobs)} jobs failed:"]
+    for job in lost:
+        earlier = " (in an earlier run, not tried again)" if job.hash in plan.given_up else ""
+        lines.append(f"  {job.name}: {failures[job.hash]['error']}{earlier}")
+    if plan.failures is not None:
+        lines.append(f"Tracebacks: {plan.failures}. To try them again: --retry-failed (retry_failed=True).")
+    else:
+        lines += [failures[job.hash]["traceback"] for job in lost[:1] if failures[job.hash]["traceback"]]
+    return "\n".join(lines)
+
+
+class Board:
+    """Progress over jobs: how many are done, jobs an hour, what runs and how fast, the time left; a line a finished
+    job. Nothing when not ``shown``."""
+
+    def __init__(self, shown: bool, total: int):
+        self.total, self.finished, self.began = total, 0, time.monotonic()
+        self.running: dict[str, dict] = {}
+        self.progress = None
+        if shown:
+            self.progress = Progress(
+                TextColumn("jobs {task.fields[counted]}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[running]}"),
+                console=Console(stderr=True),
+                speed_estimate_period=3600,
+            )
+            self.task = self.progress.add_task("", total=total, counted=f"0/{total}", rate="", running="")
+
+    def __enter__(self) -> "Board":
+        if self.progress is not None:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def tell(self, job: Job, told: dict) -> None:
+        """Take in how far a running job is."""
+        self.running[job.name] = told
+        self._show()
+
+    def finish(self, job: Job, result: dict) -> None:
+        """Take in that a job is over."""
+        self.running.pop(job.name, None)
+        self.finished += 1
+        if self.progress is not None:
+            said = (
+                f"failed: {result['error']}"
+                if jobs.failed(result)
+                else f"{result['cost']['job_seconds']:.0f} s, {_rate(result['cost']['images_per_second'])}"
+            )
+            self.progress.console.print(f"[{self.finished}/{self.total}] {job.name}: {said}", markup=False)
+        self._show()
+
+    def _show(self) -> None:
+        if self.progress is None:
+            return
+        done = self.finished + sum(told["share"] for told in self.running.values())
+        hours = (time.monotonic() - self.began) / 3600
+        self.progress.update(
+            self.task,
+            completed=done,
+            counted=f"{self.finished}/{self.total}",
+            rate=f"{done / hours:.3g} jobs/h",
+            running="; ".join(
+                f"{name} {told['share']:.0%} {_rate(told.get('rate'))}" for name, told in self.running.items()
+            ),
+        )
+
+
+def _rate(images_per_second: float | None) -> str:
+    return "" if images_per_second is None else f"{images_per_second:.1f} images/s"

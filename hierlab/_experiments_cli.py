@@ -1,0 +1,279 @@
+"""``hierlab run`` and ``hierlab report``: the experiments behind the published tables."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import profiles
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="Override a parameter; a wrong name lists them."),
+]
+Profile = Annotated[str | None, typer.Option(help=f"{', '.join(profiles.PROFILES)}.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("run")(run_command)
+    app.command("report")(report_command)
+
+
+def run_command(
+    key: Annotated[str, typer.Argument(help="See `hierlab list experiments`.")],
+    profile: Profile = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="So many seeds of every row, from 0 (default: the profile's).")
+    ] = None,
+    rows: Annotated[list[str] | None, typer.Option(help="Rows to run (default: all).")] = None,
+    workers: Annotated[int, typer.Option(help="Jobs side by side on this machine; with GPUs, at most one a GPU.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of a Dask scheduler (tcp://…).")
+    ] = None,
+    parameter: Parameters = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the records, or a .jsonl file (default: the book's; for smoke, runs/results)."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try jobs again that failed with the same inputs.")
+    ] = False,
+    notebook: Annotated[
+        bool, typer.Option("--notebook/--no-notebook", help="Also execute the table's notebook, into runs/.")
+    ] = True,
+) -> None:
+    """Run what a published table needs: one job a row and seed; what has a record is not run again.
+
+    The jobs run first; then the table's notebook, if it has one, is executed with papermill on their records.
+
+    hierlab run hierars/table-07 --profile laptop --seeds 5
+
+    hierlab run hierars/table-07 --profile laptop --rows none both -p steps=100
+    """
+    from .experiments import overrides
+    from .experiments.catalog import find
+    from .experiments.run import JobsFailed, Stopped, carry_out, prepare
+
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds is {seeds}; it must be at least 1.")
+    experiment, given = find(key), overrides.split(parameter or [])
+    profile = profiles.check(profile or profiles.current())
+    path = _records(experiment, profile, given, out)
+    source = _notebook(experiment) if notebook else None
+    arguments = {"profile": profile, "seeds": seeds, "rows": rows, "device": device, "out": str(path.resolve())}
+    arguments |= {"data_root": given.get("data_root")} if "data_root" in given else {}
+    others = {name: value for name, value in given.items() if name != "data_root"}
+    arguments |= {"parameters": others} if others else {}
+    if source is not None:
+        _check_notebook(source, arguments)
+    plan = prepare(
+        experiment,
+        rows,
+        None if seeds is None else range(seeds),
+        profile,
+        device,
+        path,
+        parameters=given,
+        scheduler=scheduler,
+        retry_failed=retry_failed,
+    )
+    skipped = (
+        f", {len(plan.jobs) - len(plan.todo)} of them done or given up before"
+        if len(plan.jobs) > len(plan.todo)
+        else ""
+    )
+    console.print(f"{experiment.title}\nprofile {profile}: {len(plan.jobs)} jobs{skipped}; records: {path}")
+    try:
+        carry_out(plan, workers, scheduler)
+    except Stopped as stopped:
+        print(f"hierlab: {stopped}", file=sys.stderr)
+        raise typer.Exit(130) from stopped
+    except JobsFailed as failed:
+        print(f"hierlab: {failed}", file=sys.stderr)
+        raise typer.Exit(1) from failed
+    if source is not None:
+        console.print(f"Notebook: {_execute(source, arguments, Path('runs') / f'{key}.{profile}.ipynb')}")
+    if profile == "smoke":
+        console.print("The smoke profile checks that everything runs; its scores mean nothing and are not shown.")
+    else:
+        _print_report(experiment, profile, path)
+
+
+def report_command(
+    key: Annotated[str | None, typer.Argument(help="See `hierlab list experiments`.")] = None,
+    profile: Profile = None,
+    every: Annotated[bool, typer.Option("--all", help="All published tables, a line each.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead of printing.")] = None,
+    parameter: Parameters = None,
+    records: Annotated[
+        Path | None, typer.Option(help="Folder of the records, or a .jsonl file (default: the book's).")
+    ] = None,
+) -> None:
+    """Show a table as published and as run here, and what becomes of its claims.
+
+    Without --profile, the records of the largest profile that has some: paper, gpu, laptop.
+    """
+    from ._io import atomic
+    from .experiments import overrides, pages, record
+    from .experiments.catalog import find
+
+    if every == (key is not None):
+        raise ValueError("hierlab report takes a table's key or --all; `hierlab list experiments` shows the keys.")
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--html writes a page: give it a name that ends in .html, not {html}.")
+    folder = records if records is not None else record.results_folder()
+    if every:
+        if profile or parameter or folder.suffix == ".jsonl":
+            raise ValueError("--all shows the largest profile of every table: give no --profile, -p or single file.")
+        if html is None:
+            _print_frame(pages.overview(folder).drop(columns=["data"]), "Published tables")
+            return
+        content = pages.all_tables(folder)
+    else:
+        experiment, given = find(key), overrides.split(parameter or [])
+        if given and profile is None:
+            raise ValueError("-p picks the records of overridden runs: say of which --profile.")
+        if given or folder.suffix == ".jsonl":
+            profile = profiles.check(profile or profiles.current())
+            found, path = _of_file(experiment, profile, _records(experiment, profile, given, folder))
+        else:
+            profile, found = pages.stored(experiment, folder, profile)
+            path = folder
+        if not found:
+            raise ValueError(f"{key} has no records in {path} yet. Make some: hierlab run {key} --profile laptop")
+        if html is None:
+            _print_records(experiment, profile, found)
+            return
+        content = pages.page(experiment, profile, found)
+    with atomic(html) as part:
+        part.write_text(content, "utf-8")
+    console.print(f"Written: {html}")
+
+
+def list_experiments() -> None:
+    """Print every experiment: key, title, rows, claims, and the profiles that have records, with how many."""
+    from .experiments import record, report
+    from .experiments.catalog import EXPERIMENTS
+
+    table = Table(title="Experiments", title_justify="left", title_style="bold")
+    for name in ("experiment", "", "rows", "claims", "records"):
+        table.add_column(name, no_wrap=name == "experiment")
+    for experiment in EXPERIMENTS.values():
+        counted = {
+            profile: len(record.read(report.stored_path(experiment, record.results_folder(), profile)))
+            for profile in profiles.PROFILES
+        }
+        kept = ", ".join(f"{profile}: {count}" for profile, count in counted.items() if count) or "none"
+        names = ", ".join(row.name for row in experiment.rows)
+        table.add_row(experiment.key, experiment.title, names, str(len(experiment.claims)), kept)
+    console.print(table)
+    console.print("Run one: hierlab run KEY --profile laptop; see what came of it: hierlab report KEY")
+
+
+# ---------------------------------------------------------------- records and notebooks
+
+
+def _records(experiment, profile: str, given: dict, out: Path | None) -> Path:
+    """The file of records: ``out`` itself if it is one, else the usual name below it, apart for each set of overrides
+    and for real data."""
+    from .experiments import overrides, record
+
+    if out is not None and out.suffix == ".jsonl":
+        return out
+    _, changed = overrides.apply(experiment, profile, given)
+    if out is None:
+        out = Path("runs/results") if profile == "smoke" else record.results_folder()
+    tags = ["real"] if given.get("data_root") else []
+    tags += [overrides.tag(changed)] if changed else []
+    return record.stored_path(experiment, out, profile, ".".join(tags))
+
+
+def _notebook(experiment) -> Path | None:
+    """The table's notebook in the book of this checkout, ``book/<paper>/<table>-….ipynb``, if there is one."""
+    paper, _, table = experiment.key.partition("/")
+    folder = Path(__file__).resolve().parents[1] / "book" / paper
+    return next(iter(sorted(folder.glob(f"{table}-*.ipynb"))), None)
+
+
+def _check_notebook(source: Path, arguments: dict) -> None:
+    """ValueError where papermill is missing, or would pass over an argument that the notebook has no parameter for."""
+    try:
+        import papermill
+    except ImportError as error:
+        raise ValueError(
+            f"Executing {source.name} needs papermill: pip install 'hierlab[book]', or run with --no-notebook."
+        ) from error
+    known = papermill.inspect_notebook(str(source))
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}. Without the notebook: "
+            "--no-notebook."
+        )
+
+
+def _execute(source: Path, arguments: dict, target: Path) -> Path:
+    """Execute a notebook in its own folder with papermill; returns where the executed copy is."""
+    import papermill
+
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(source),
+        str(target),
+        parameters=arguments,
+        cwd=str(source.parent),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    return target
+
+
+# ---------------------------------------------------------------- printing
+
+
+def _of_file(experiment, profile: str, path: Path) -> tuple[list[dict], Path]:
+    """The newest records of one file; ValueError for smoke and for those of another experiment or profile."""
+    from .experiments import record, report
+
+    if profile == "smoke":
+        raise ValueError("Numbers of the profile 'smoke' mean nothing and are not shown.")
+    found = report.newest(record.read(path))
+    for entry in found:
+        if (entry["experiment"], entry["profile"]) != (experiment.key, profile):
+            raise ValueError(f"{path} holds records of {entry['experiment']}, profile {entry['profile']}.")
+    return found, path
+
+
+def _print_report(experiment, profile: str, path: Path) -> None:
+    found, _ = _of_file(experiment, profile, path)
+    _print_records(experiment, profile, found)
+
+
+def _print_records(experiment, profile: str, found: list[dict]) -> None:
+    from .experiments import report
+
+    title = f"{experiment.title} (profile {profile}, {report.origin(found)})"
+    _print_frame(report.table(experiment, found), title)
+    _print_frame(report.claims(experiment, found), "Claims")
+    console.print(report.methods(experiment, found))
+    _print_frame(report.provenance(found), "Where our numbers come from")
+
+
+def _print_frame(frame, title: str) -> None:
+    from .experiments.pages import shown
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in (frame.index.name or "", *map(str, frame.columns)):
+        table.add_column(name)
+    for index, cells in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
+        table.add_row(str(index), *map(shown, cells))
+    console.print(table)

@@ -1,0 +1,76 @@
+"""A runner whose jobs take no time: what a row does stands in it, and every job that begins leaves a line in a file."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hierlab.experiments.define import Claim, Experiment, Row, Setting
+from hierlab.profiles import PROFILES
+from hierlab.recipes import LAPTOP
+
+LOG = "FAKE_RUNNER_LOG"  # environment variable: the file that says which jobs began
+FINGERPRINT = "0" * 16
+
+
+@dataclass(frozen=True)
+class FakeRow(Row):
+    """``does``: score, fail (until the file ``mended`` stands beside the log), die, stop (Ctrl-C), or sleep."""
+
+    does: str = "score"
+
+
+def experiment(**does: str) -> Experiment:
+    """Table VII in its three last rows, with what each of them does (``both="fail"``); two steps, two seeds."""
+    names = ("coarse-to-fine", "both", "both-hsc")
+    return Experiment(
+        key="hierars/table-07",
+        title="HieraRS, Table VII, played",
+        published="hierars-table-07",
+        dataset="nothing",
+        network="none",
+        rows=tuple(FakeRow(name, name, does.get(name.replace("-", "_"), "score")) for name in names),
+        claims=(Claim("Both ways beat one", better="both", worse="coarse-to-fine"),),
+        settings={name: Setting(width=0.5, depth=1.0, steps=2, batch=2, seeds=2) for name in PROFILES},
+        runner="fake_runner",
+    )
+
+
+def inputs(experiment, row, profile, setting):
+    """The inputs that a job of the size of ``setting`` has; more patches than 64 a batch there are not."""
+    if setting.batch > 64:
+        raise ValueError(f"batch is {setting.batch}, but there are only 64 patches to train on.")
+    recipe = LAPTOP.replace(steps=setting.steps, warmup_steps=0, batch_size=setting.batch)
+    parameters = {"network": "none", "width": setting.width, "depth": setting.depth, "recipe": recipe.to_dict()}
+    data = {"twin": True, "name": "nothing", "fingerprint": FINGERPRINT, "train": 64, "validation": 8}
+    return {"parameters": parameters | {"row": row.name}, "data": data}
+
+
+def work(experiment, row, seed, profile, setting, device, tell):
+    """A score that follows from row, seed and steps."""
+    log = Path(os.environ[LOG])
+    with log.open("a") as stream:
+        stream.write(f"{row.name} {seed}\n")
+    if tell is not None:
+        tell({"share": 0.5, "rate": 2.0})
+    if row.does == "fail" and not (log.parent / "mended").exists():
+        raise RuntimeError("the row is broken")
+    if row.does == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if row.does == "stop" and not (log.parent / "mended").exists():
+        raise KeyboardInterrupt
+    if row.does == "sleep" and not (log.parent / "mended").exists():
+        time.sleep(60)
+    score = (len(row.name) + seed / 10 + setting.steps / 100) / 30
+    return {
+        "metrics": {"levels": [{"level": "L1", "mIoU": 1.0}, {"level": "L3", "mIoU": score}]},
+        "losses": {"loss": 1.0},
+        "cost": {
+            "seconds": 0.1,
+            "images_per_second": 2.0,
+            "peak_memory": 1,
+            "params": 1,
+            "gmac": 0.1,
+        },
+    }
