@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ["MPLBACKEND"] = "Agg"
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,12 @@ def shared_data():
         return folder
 
     return find
+
+
+def pytest_configure(config):
+    """Let Ctrl-C interrupt, as the tests of interruptions need, also where the tests were started in the background.
+
+    A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
