@@ -28,7 +28,7 @@ from hierlab.twin.presets import EXTENT, PRESETS, Preset
 from hierlab.twin.sensor import render
 from hierlab.twin.world import survey, tile_size
 
-TWIN_VERSION = "0.3"  # raise it with every change that moves a pixel: it is part of every cache's name
+TWIN_VERSION = "0.4"  # raise it with every change that moves a pixel: it is part of every cache's name
 SPLITS = {"train": tuple(range(8)), "val": (8, 9, 10), "test": (11, 12, 13)}  # regions of the MM-5B sets
 _MEMORY = 512 * 2**20  # bytes: sets smaller than this stay in memory once read
 _SCENES = 3  # places that are tried for an image of one scene class

@@ -19,13 +19,28 @@ from hierlab.twin.hashing import derive, key, scalar, unit
 from hierlab.twin.optics import Sun
 from hierlab.twin.regions import style
 from hierlab.twin.sensors import Sensor
-from hierlab.twin.spectra import MATERIAL, MATERIALS, MODES, PHASES, SOILS, endmembers, mixtures, ripeness, season
+from hierlab.twin.spectra import (
+    GROUPS,
+    KIND,
+    KINDS,
+    MATERIAL,
+    MATERIALS,
+    MODES,
+    PHASES,
+    SOILS,
+    endmembers,
+    mixtures,
+    ripeness,
+    season,
+)
 from hierlab.twin.world import YEAR
 
 STRIP = 32  # rows; divides every tile
 _FEW = 16  # bands: up to these they stand for themselves
 _ERROR = 1e-4  # reflectance: what the basis of many bands may miss
 _ROWS = 1 + MODES  # of a material among the endmembers
+_CLOSE = 2.5  # metres between samples up to which plants are mottled; farther apart, a sample sees the mean of it
+_MOTTLE = {"crops": 2.0, "grasses": 3.0, "trees": 5.0}  # deviations of brightness in the visible
 
 
 class Flight(NamedTuple):
@@ -99,6 +114,15 @@ def _variety(seed: int, region: int) -> np.ndarray:
     return (2 * unit(derive(n ^ key(seed, region, "variety"), 7)).reshape(PHASES, MODES, 3) - 1).sum(2)
 
 
+@lru_cache(maxsize=1)
+def _mottled() -> np.ndarray:
+    """How much the visible brightness of every kind changes within some metres: (K,) float32."""
+    out = np.zeros(len(KINDS), np.float32)
+    for group, much in _MOTTLE.items():
+        out[[KIND[kind] for kind in GROUPS[group]]] = much
+    return out
+
+
 class _Mixture:
     """What the samples of a scene are made of, as weights on the endmembers, on any day of the year."""
 
@@ -130,6 +154,9 @@ class _Mixture:
             mode *= np.where(mode < 0, np.float32(0.7), np.float32(1))  # absorption saturates
         for n in (2, 3):  # what the visible alone tells wrongly: dust, bloom, wetness, in patches of 200 m and less
             self._modes[n] += np.float32(1.1) * grid.noise(f"variety {n}", 200, 3, 0.7).ravel()
+        if grid.step <= _CLOSE:  # lit and dry foliage, tufts and weeds
+            mottle = np.exp(np.float32(0.6) * grid.noise("mottle", 3, 2, 0.6).ravel())
+            self._modes[2] += _mottled()[kind] * (mottle - np.float32(np.exp(0.18)))
 
     def weights(self, day: float) -> np.ndarray:
         """Weights (N, 2 · _ROWS) float32 of the endmembers ``numbers`` on a day of the year."""

@@ -9,13 +9,14 @@ hand-made labels are: smoothed, shifted by a pixel, and wrong for some whole obj
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from scipy.ndimage import label as components
 from scipy.ndimage import uniform_filter
 
 from hierlab.twin import index, legends, products, sensor, series, world
-from hierlab.twin.calibration import IGNORE, Patch
+from hierlab.twin.calibration import IGNORE, ROWS, Patch, held_out
 from hierlab.twin.fields import Grid
 from hierlab.twin.imaging import flight
 from hierlab.twin.regions import like
@@ -27,7 +28,8 @@ _ACROSS = 12  # points of the truth across a window that is looked at
 _LOOKS = 4  # grids of such points that a search looks at, each three windows wide
 _ROOM = 400_000.0  # metres: searches begin within this square
 
-# Class shares of the real scenes, in their codes (of NAIP, patch by patch); below a thousandth left out.
+# Class shares of the real scenes, in their codes, below a thousandth left out: of the whole scene, of NAIP patch by
+# patch, and of the two scenes with the fewest pixels apart for those to learn from and those held out.
 SHARES: dict[str, tuple[dict[int, float], ...]] = {
     "landsat": (
         # where Zion has shrub (52) the twin has grass (71): its shrubs hold less than a hundredth of any hills
@@ -40,8 +42,11 @@ SHARES: dict[str, tuple[dict[int, float], ...]] = {
     "sentinel2 A": ({1: 0.518, 2: 0.373, 6: 0.066, 9: 0.043},),
     "sentinel2 B": ({1: 0.062, 2: 0.207, 3: 0.002, 4: 0.423, 5: 0.234, 9: 0.072},),
     "sentinel2 C": ({2: 0.024, 4: 0.885, 5: 0.016, 9: 0.075},),
-    "series": ({1: 0.001, 2: 0.765, 3: 0.179, 4: 0.036, 8: 0.02},),
-    "hyperspectral": ({1: 0.089, 2: 0.168, 3: 0.299, 4: 0.365, 5: 0.016, 6: 0.063},),
+    "series": ({1: 0.002, 2: 0.804, 3: 0.152, 4: 0.029, 8: 0.013}, {2: 0.692, 3: 0.227, 4: 0.048, 8: 0.033}),
+    "hyperspectral": (
+        {1: 0.09, 2: 0.161, 3: 0.275, 4: 0.388, 5: 0.014, 6: 0.072},
+        {1: 0.083, 2: 0.221, 3: 0.477, 4: 0.188, 5: 0.03},
+    ),
 }
 _STYLES = {  # what a region must be like: dry and wooded hills, or wet ones
     "landsat": {"wet": (-0.45, 0.0), "hilly": (0.1, 0.45), "conifers": (0.0, 0.5)},
@@ -50,7 +55,8 @@ _STYLES = {  # what a region must be like: dry and wooded hills, or wet ones
     "hyperspectral": {"warm": (0.0, 0.5), "hilly": (-0.35, 0.2), "gardens": (0.4, 1.0), "density": (0.9, 1.4)},
 }
 _SEALED = {1: 0.15, 2: 0.3, 3: 0.25, 4: 0.25, 5: 0.01, 6: 0.04}  # of points; the majority in 30 m has fewer roofs
-_LABELLED = (4700, 970)  # EnMAP pixels to learn from and to score
+_LABELLED = (5012, 660)  # EnMAP pixels to learn from and to score
+_PURE = 0.6  # of an EnMAP pixel is its class's at least: the real labels leave mixed pixels out, as their gaps show
 _ESRI = {1: 1, 2: 2, 4: 3, 5: 4, 7: 5, 8: 6, 9: 7, 11: 9}  # Esri's codes to TerraMesh's
 
 SERIES = Sensor(
@@ -208,8 +214,11 @@ def thinned(
     return out
 
 
-def majority(codes: np.ndarray, n: int, window: int = 0) -> np.ndarray:
-    """The commonest code in squares of ``n`` pixels (H·n, W·n) -> (H, W), after a mean over ``window`` squares."""
+def majority(codes: np.ndarray, n: int, window: int = 0, least: float = 0.0) -> np.ndarray:
+    """The commonest code in squares of ``n`` pixels (H·n, W·n) -> (H, W), after a mean over ``window`` squares.
+
+    255 where it holds less than the share ``least`` of the square.
+    """
     classes = np.unique(codes)
     best = np.full([s // n for s in codes.shape], -1.0, np.float32)
     out = np.zeros(best.shape, np.uint8)
@@ -217,6 +226,7 @@ def majority(codes: np.ndarray, n: int, window: int = 0) -> np.ndarray:
         share = (codes == code).reshape(best.shape[0], n, best.shape[1], n).mean((1, 3), dtype=np.float32)
         share = uniform_filter(share, window) if window else share
         out, best = np.where(share > best, code, out).astype(np.uint8), np.maximum(share, best)
+    out[best < least] = IGNORE
     return out
 
 
@@ -317,7 +327,7 @@ def series_days(seed: int, region: int, window: tuple[int, int, int, int]) -> tu
 
 def five_dates(seed: int, size: tuple[int, int] = (100, 101)) -> tuple[list[Patch], dict]:
     """Five summer dates of 13 bands, the first two veiled, with worn labels of land use; (65, H, W) date by date."""
-    region, (shares,) = _region("series", seed), SHARES["series"]
+    region, (shares, held_shares) = _region("series", seed), SHARES["series"]
     place = find(shares, tables()["series"], 10.0 * max(size), seed, region, looks=12)
     window = _pixels(place, 10.0, size)
     days = series_days(seed, region, window)
@@ -326,30 +336,39 @@ def five_dates(seed: int, size: tuple[int, int] = (100, 101)) -> tuple[list[Patc
         made = sensor.render(replace(SERIES, dates=(day,)), seed, region, window)
         images.append(made.image[0].astype(np.float32))
     whole = worn(tables()["series"][made.label, made.kind], seed, size=8)
-    return [Patch(np.concatenate(images), thinned(whole, shares, seed, least=0.4), whole=whole)], _about(
-        region, [place], [window]
-    ) | {"days": list(days)}
+    test = held_out(*whole.shape, ROWS["series five dates"].block, seed)
+    parts = [np.where(test == held, whole, IGNORE) for held in (False, True)]
+    learn, score = (thinned(y, s, seed, least=0.25) for y, s in zip(parts, (shares, held_shares), strict=True))
+    patch = Patch(np.concatenate(images), np.where(test, score, learn), test=test, whole=whole)
+    return [patch], _about(region, [place], [window]) | {"days": list(days)}
 
 
 def hyperspectral(seed: int, tiles: tuple[int, int] = (5, 4), size: int = 32) -> tuple[list[Patch], dict]:
     """EnMAP-like tiles of ``size`` pixels round the edge of a town; two of them are held out."""
-    region, (shares,) = _region("hyperspectral", seed), SHARES["hyperspectral"]
+    region, shares = _region("hyperspectral", seed), SHARES["hyperspectral"]
     table = tables()["hyperspectral"]
     place = find(_SEALED, table, 30.0 * size * min(tiles), seed, region, "urban residential", looks=6)
     window = _pixels(place, 30.0, (tiles[0] * size, tiles[1] * size))
     image = sensor.render(HYPERSPECTRAL, seed, region, window).image.astype(np.float32)
     across = [8 * v for v in window]
-    across[seed % 2] += 4 * (-1) ** (seed // 2)  # labels and image are half a pixel apart
+    across[seed % 2] += 2 * (-1) ** (seed // 2)  # labels and image are a quarter of a pixel apart
     fine = sensor.ground_truth(seed, region, tuple(across), 3.75)
-    codes = majority(worn(table[fine], seed), 8)
-    test = np.zeros(tiles, bool)
-    test.flat[np.random.default_rng(seed).permutation(test.size)[: max(test.size // 9, 1)]] = True
-    test = np.kron(test.T, np.ones((size, size), bool))
+    codes = majority(worn(table[fine], seed), 8, least=_PURE)
+    test = _like_tiles(codes, shares[1], size)
     patches = []
     for held, most in zip((False, True), _LABELLED, strict=True):
-        label = thinned(np.where(test == held, codes, IGNORE), shares, seed, most)
+        label = thinned(np.where(test == held, codes, IGNORE), shares[held], seed, most)
         patches.append(Patch(image, label, test=held, whole=codes))
     return patches, _about(region, [place], [window])
+
+
+def _like_tiles(codes: np.ndarray, shares: dict[int, float], size: int) -> np.ndarray:
+    """The two tiles of ``size`` pixels, of all in (H, W), that together have nearly the ``shares``: bool (H, W)."""
+    number = np.arange(codes.shape[0])[:, None] // size * (codes.shape[1] // size) + np.arange(codes.shape[1]) // size
+    counts = np.stack([np.bincount(codes[number == n], minlength=256) for n in range(number.max() + 1)])
+    pairs = list(combinations(range(len(counts)), 2))
+    found = np.stack([counts[list(pair)].sum(0) for pair in pairs], 1) / (2 * size**2)
+    return np.isin(number, pairs[int(distance(shares, found).argmin())])
 
 
 CASES = {"landsat": landsat, "naip": naip, "series": five_dates, "hyperspectral": hyperspectral}

@@ -98,7 +98,12 @@ PRODUCTS: dict[str, Product] = {
                 "evergreen forest": {"deciduous forest": 0.15, "mixed forest": 0.1},
                 "mixed forest": {"deciduous forest": 0.25},
                 "developed, open space": {"deciduous forest": 0.1, "developed, low intensity": 0.2},
-                "developed, low intensity": {"developed, open space": 0.2, "developed, medium intensity": 0.1},
+                "developed, low intensity": {
+                    "developed, open space": 0.25,
+                    "developed, medium intensity": 0.1,
+                    "deciduous forest": 0.1,
+                },
+                "developed, medium intensity": {"developed, open space": 0.15},
                 "barren land (rock/sand/clay)": {"grassland/herbaceous": 0.3, "cultivated crops": 0.2},
                 "emergent herbaceous wetlands": {"woody wetlands": 0.25},
                 "open water": {"woody wetlands": 0.14, "emergent herbaceous wetlands": 0.04},

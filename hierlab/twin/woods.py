@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CROWNS = 2.5  # metres between samples up to which crowns are drawn one by one
 _JITTER = 0.3  # a crown stands at most this part of a cell from the cell's middle
+_THIN = 0.22  # share of the crowns that are thin: much of the floor shows through them
 _WIDEST = 0.7  # and is at most this part of a cell wide: a sample then sees no crowns but those of four cells
 
 
@@ -100,11 +101,12 @@ def _each(grid: Grid, s: "Land", k: np.ndarray, tall, needles, rise, h) -> dict[
     speck = s.take("speck", k)
     inside = rise + np.float32(0.2) * speck > 0  # leaves, not circles
     dome, u = np.sqrt(np.maximum(rise, 0)), unit(h, 5)
+    thin = unit(h, 8) < _THIN
     shape = np.where(needles, 1 - np.sqrt(np.maximum(1 - rise, 0)), dome)
-    bright = np.where(inside, (np.float32(0.66) + np.float32(0.64) * u) * (0.64 + 0.48 * dome), 0.6)
+    bright = np.where(inside, (np.float32(0.864) + np.float32(0.2) * u) * (0.86 + 0.16 * dome), 0.8)
     return {
-        "cover": np.where(inside, np.float32(0.78) + np.float32(0.2) * dome, np.float32(0.45)),
-        "dirt": np.where(inside, np.float32(0.1), np.float32(0.45)),
+        "cover": np.where(inside, np.where(thin, np.float32(0.49), np.float32(0.93)) + np.float32(0.07) * dome, 0.67),
+        "dirt": np.where(inside & ~thin, np.float32(0.05), np.float32(0.362)),
         "bright": bright * (1 + np.float32(0.07) * speck),
         "height": tall * np.where(inside, (0.75 + 0.4 * u) * (0.35 + 0.65 * shape), 0.1),
     }
