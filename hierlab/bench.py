@@ -167,24 +167,32 @@ class Pixelwise(nn.Module):
 
 def _memory(scene: Path, out: Path, tree: str, options: dict) -> dict:
     """Row ``memory`` of one scene, from a process of its own."""
-    request = json.dumps({"scene": str(scene), "out": str(out), "tree": tree, "options": options})
-    code = "import sys; from hierlab.bench import memory_of; memory_of(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, request], capture_output=True, text=True)
+    request = {"scene": str(scene), "out": str(out), "tree": tree, "options": options}
+    return in_own_process(memory_of, request, f"Mapping {scene.name}")
+
+
+def in_own_process(function: Callable[[dict], dict], request: dict, what: str) -> dict:
+    """``function(request)`` from a new Python process, so that the peak of its memory is its own.
+
+    ``function`` is one of a module's; request and answer are JSON-able. RuntimeError with its last words if it fails.
+    """
+    code = f"import json, sys; from {function.__module__} import {function.__name__} as function; "
+    code += "print(json.dumps(function(json.loads(sys.argv[1]))))"
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(request)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"Mapping {scene.name} in a process of its own failed:\n{done.stderr}")
+        raise RuntimeError(f"{what} in a process of its own failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def memory_of(request: str) -> None:
-    """Map a scene with :class:`Pixelwise` and print the memory of this process as JSON; ``_memory`` calls it."""
-    given = json.loads(request)
+def memory_of(given: dict) -> dict:
+    """Map a scene with :class:`Pixelwise`; row ``memory`` with that of this process, in which nothing else ran."""
     tree, scene = ClassTree.load(given["tree"]), Scene.open(given["scene"])
     torch.manual_seed(0)
     start = peak_rss_mb()
     model = Pixelwise(scene.count, tree.sizes)
     stats = map_scene(model, tree, scene, given["out"], overwrite=True, **given["options"])
     row = {"what": "memory", "windows": stats["windows"], "seconds": stats["seconds"]}
-    print(json.dumps(row | {"mpx_per_s": stats["mpx_per_s"], "start_mb": start, "peak_mb": peak_rss_mb()}))
+    return row | {"mpx_per_s": stats["mpx_per_s"], "start_mb": start, "peak_mb": peak_rss_mb()}
 
 
 def write_scene(path: Path, size: int, bands: int = 4) -> Path:

@@ -1,10 +1,7 @@
 """How fast the twin renders on the machine at hand, written as CSV: ``hierlab bench twin``."""
 
-import json
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +13,7 @@ import torch
 
 from . import __version__, twin
 from ._io import atomic
-from .bench import machine_name
+from .bench import in_own_process, machine_name
 from .mapping import peak_rss_mb
 from .twin import world
 
@@ -127,17 +124,12 @@ def _timed(work: Work, seed: int, window: tuple[int, int, int, int]) -> tuple[fl
 def _memory(side: int) -> dict:
     """Row ``memory`` of a GeoTIFF of ``side`` × ``side`` pixels, from a process of its own."""
     with tempfile.TemporaryDirectory(prefix="hierlab-bench-") as folder:
-        request = json.dumps({"path": str(Path(folder, "image.tif")), "side": side})
-        code = "import sys; from hierlab.bench_twin import memory_of; memory_of(sys.argv[1])"
-        done = subprocess.run([sys.executable, "-c", code, request], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"Rendering {side}² pixels in a process of its own failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+        request = {"path": str(Path(folder, "image.tif")), "side": side}
+        return in_own_process(memory_of, request, f"Rendering {side}² pixels")
 
 
-def memory_of(request: str) -> None:
-    """Render a GeoTIFF and print the memory of this process as JSON; ``_memory`` calls it."""
-    given = json.loads(request)
+def memory_of(given: dict) -> dict:
+    """Render a GeoTIFF; row ``memory`` with that of this process, in which nothing else ran."""
     side, sensor = given["side"], twin.SENSORS["gaofen2"]
     start, wall, cpu = peak_rss_mb(), time.perf_counter(), time.process_time()
     twin.render_geotiff(given["path"], sensor, 0, 0, (0, 0, side, side))
@@ -146,4 +138,4 @@ def memory_of(request: str) -> None:
     row = {"what": "memory", "of": sensor.name, "gsd": sensor.gsd, "bands": bands, "dates": 1, "size": side}
     row |= {"repeats": 1, "seconds": seconds, "cpu_seconds": cpu_seconds, "mpx_per_s": side**2 / 1e6 / seconds}
     row |= {"mpx_per_core_s": side**2 / 1e6 / cpu_seconds, "start_mb": start, "peak_mb": peak_rss_mb()}
-    print(json.dumps(row | {"image_mb": side**2 * bands * np.dtype(sensor.dtype).itemsize / 1e6}))
+    return row | {"image_mb": side**2 * bands * np.dtype(sensor.dtype).itemsize / 1e6}

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from hierlab import bench_twin
+from hierlab import bench, bench_twin
 
 
 def test_the_table_holds_every_row_and_column(tmp_path):
@@ -34,6 +34,6 @@ def test_the_table_holds_every_row_and_column(tmp_path):
 
 
 def test_a_failure_in_the_process_apart_is_told(monkeypatch):
-    monkeypatch.setattr(bench_twin.sys, "executable", "/bin/false")
+    monkeypatch.setattr(bench.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="Rendering 8² pixels in a process of its own failed"):
         bench_twin._memory(8)
