@@ -27,13 +27,12 @@ ABLATION = {
     "gpu": Setting(width=1.0, depth=1.0, steps=8000, batch=16, seeds=3),
     "paper": Setting(width=1.0, depth=1.0, steps=80_000, batch=8, seeds=3),
 }
+COMMON = {"dataset": "mm5b-gaofen2", "network": "convnext_base-upernet", "settings": ABLATION}  # of both tables
 
 TABLE_07 = Experiment(
     key="hierars/table-07",
     title="HieraRS, Table VII: ablation of BHCCM and L_HSC",
     published="hierars-table-07",
-    dataset="mm5b-gaofen2",
-    network="convnext_base-upernet",
     rows=(
         HeadRow("baseline", "flat, L_CE", head="flat", fusion="none", consistency=None),
         HeadRow("none", "BHCCM without fusion, L_HCE", fusion="none", consistency=None),
@@ -49,15 +48,13 @@ TABLE_07 = Experiment(
         Claim("L_HSC beats L_HCE", better="both-hsc", worse="both"),
         Claim("BHCCM with L_HSC beats the flat model", better="both-hsc", worse="baseline"),
     ),
-    settings=ABLATION,
+    **COMMON,
 )
 
 TABLE_10 = Experiment(
     key="hierars/table-10",
     title="HieraRS, Table X: path selection (JSPS) after the network",
     published="hierars-table-10",
-    dataset="mm5b-gaofen2",
-    network="convnext_base-upernet",
     rows=(
         HeadRow("without", "the best class of every level on its own", rule="independent"),
         HeadRow("jsps", "the path with the highest joint score (JSPS)"),
@@ -67,7 +64,7 @@ TABLE_10 = Experiment(
         Claim("Path selection raises the L2 mIoU", better="jsps", worse="without", measure="L2"),
         Claim("Path selection raises the L1 mIoU", better="jsps", worse="without", measure="L1"),
     ),
-    settings=ABLATION,
+    **COMMON,
     measures=tuple(Measure(f"L{level + 1}", ("metrics", "levels", level, "mIoU")) for level in (2, 1, 0)),
 )
 
