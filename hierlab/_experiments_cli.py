@@ -85,14 +85,9 @@ def run_command(
         scheduler=scheduler,
         retry_failed=retry_failed,
     )
-    skipped = (
-        f", {len(plan.jobs) - len(plan.todo)} of them done or given up before"
-        if len(plan.jobs) > len(plan.todo)
-        else ""
-    )
-    console.print(f"{experiment.title}\nprofile {profile}: {len(plan.jobs)} jobs{skipped}; records: {path}")
+    console.print(f"{experiment.title}\nprofile {profile}: {plan.told()}; records: {path}")
     try:
-        carry_out(plan, workers, scheduler)
+        carry_out(plan, workers)
     except Stopped as stopped:
         print(f"hierlab: {stopped}", file=sys.stderr)
         raise typer.Exit(130) from stopped
@@ -104,7 +99,7 @@ def run_command(
     if profile == "smoke":
         console.print("The smoke profile checks that everything runs; its scores mean nothing and are not shown.")
     else:
-        _print_report(experiment, profile, path)
+        _print_records(experiment, _of_file(experiment, profile, path))
 
 
 def report_command(
@@ -119,10 +114,11 @@ def report_command(
 ) -> None:
     """Show a table as published and as run here, and what becomes of its claims.
 
-    Without --profile, the records of the largest profile that has some: paper, gpu, laptop.
+    Without --profile, the records of the largest profile that has some: paper, gpu, laptop. Runs on real data and on
+    the twin are reported one after the other.
     """
     from ._io import atomic
-    from .experiments import overrides, pages, record
+    from .experiments import overrides, pages, published, record
     from .experiments.catalog import find
 
     if every == (key is not None):
@@ -135,45 +131,50 @@ def report_command(
             raise ValueError("--all shows the largest profile of every table: give no --profile, -p or single file.")
         if html is None:
             _print_frame(pages.overview(folder).drop(columns=["data"]), "Published tables")
+            broken = len(published.contradictions())
+            console.print(f"{broken} printed numbers contradict others of their paper: --html lists them.")
             return
         content = pages.all_tables(folder)
     else:
         experiment, given = find(key), overrides.split(parameter or [])
         if given and profile is None:
             raise ValueError("-p picks the records of overridden runs: say of which --profile.")
-        if given or folder.suffix == ".jsonl":
-            profile = profiles.check(profile or profiles.current())
-            found, path = _of_file(experiment, profile, _records(experiment, profile, given, folder))
+        if folder.suffix == ".jsonl":
+            if given:
+                raise ValueError("-p picks a file below a folder of records; --records names one already.")
+            found = _of_file(experiment, profile, folder)
         else:
-            profile, found = pages.stored(experiment, folder, profile)
-            path = folder
+            tag = overrides.tag(overrides.apply(experiment, profile, given)[1]) if given else ""
+            found = pages.stored(experiment, folder, profile, tag)
         if not found:
-            raise ValueError(f"{key} has no records in {path} yet. Make some: hierlab run {key} --profile laptop")
+            raise ValueError(f"{key} has no records in {folder} yet. Make some: hierlab run {key} --profile laptop")
         if html is None:
-            _print_records(experiment, profile, found)
+            _print_records(experiment, found)
             return
-        content = pages.page(experiment, profile, found)
+        content = pages.page(experiment, found)
     with atomic(html) as part:
         part.write_text(content, "utf-8")
     console.print(f"Written: {html}")
 
 
 def list_experiments() -> None:
-    """Print every experiment: key, title, rows, claims, and the profiles that have records, with how many."""
-    from .experiments import record, report
+    """Print every experiment: key, title with its claims, rows, the size in each profile, and how many records."""
+    from .experiments import record
     from .experiments.catalog import EXPERIMENTS
 
     table = Table(title="Experiments", title_justify="left", title_style="bold")
-    for name in ("experiment", "", "rows", "claims", "records"):
-        table.add_column(name, no_wrap=name == "experiment")
+    for name in ("experiment", "what it claims", "rows", "jobs × steps", "records"):
+        table.add_column(name, no_wrap=name in ("experiment", "jobs × steps"))
     for experiment in EXPERIMENTS.values():
-        counted = {
-            profile: len(record.read(report.stored_path(experiment, record.results_folder(), profile)))
-            for profile in profiles.PROFILES
-        }
-        kept = ", ".join(f"{profile}: {count}" for profile, count in counted.items() if count) or "none"
+        sizes, counted = [], []
+        for profile, setting in experiment.settings.items():
+            sizes.append(f"{profile} {len(experiment.rows) * setting.seeds} × {setting.steps}")
+            for twin, kind in ((True, "twin"), (False, "real")):
+                path = record.stored_path(experiment, record.results_folder(), profile, twin=twin)
+                counted += [f"{profile}, {kind}: {count}"] if (count := len(record.read(path))) else []
+        told = "\n".join([experiment.title, *(f"· {claim.text}" for claim in experiment.claims)])
         names = ", ".join(row.name for row in experiment.rows)
-        table.add_row(experiment.key, experiment.title, names, str(len(experiment.claims)), kept)
+        table.add_row(experiment.key, told, names, "\n".join(sizes), "\n".join(counted) or "none", end_section=True)
     console.print(table)
     console.print("Run one: hierlab run KEY --profile laptop; see what came of it: hierlab report KEY")
 
@@ -182,18 +183,20 @@ def list_experiments() -> None:
 
 
 def _records(experiment, profile: str, given: dict, out: Path | None) -> Path:
-    """The file of records: ``out`` itself if it is one, else the usual name below it, apart for each set of overrides
-    and for real data."""
+    """The file of records: ``out`` itself if it is one, else the usual name below it, apart for each set of overrides,
+    for real data, and for the twin's files."""
     from .experiments import overrides, record
+    from .twin.export import ABOUT
 
     if out is not None and out.suffix == ".jsonl":
         return out
     _, changed = overrides.apply(experiment, profile, given)
     if out is None:
         out = Path("runs/results") if profile == "smoke" else record.results_folder()
-    tags = ["real"] if given.get("data_root") else []
-    tags += [overrides.tag(changed)] if changed else []
-    return record.stored_path(experiment, out, profile, ".".join(tags))
+    root = given.get("data_root")
+    exported = root is not None and (Path(root) / ABOUT).is_file()
+    tags = (["exported"] if exported else []) + ([overrides.tag(changed)] if changed else [])
+    return record.stored_path(experiment, out, profile, ".".join(tags), twin=root is None or exported)
 
 
 def _notebook(experiment) -> Path | None:
@@ -233,6 +236,7 @@ def _execute(source: Path, arguments: dict, target: Path) -> Path:
         cwd=str(source.parent),
         kernel_name="python3",
         progress_bar=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # what a kernel says of itself is nothing to the reader
     )
     return target
 
@@ -240,32 +244,29 @@ def _execute(source: Path, arguments: dict, target: Path) -> Path:
 # ---------------------------------------------------------------- printing
 
 
-def _of_file(experiment, profile: str, path: Path) -> tuple[list[dict], Path]:
-    """The newest records of one file; ValueError for smoke and for those of another experiment or profile."""
+def _of_file(experiment, profile: str | None, path: Path) -> list[tuple[str, list[dict]]]:
+    """The profile and the newest records of one file; ValueError for smoke and for those of another experiment or
+    profile."""
     from .experiments import record, report
 
-    if profile == "smoke":
-        raise ValueError("Numbers of the profile 'smoke' mean nothing and are not shown.")
     found = report.newest(record.read(path))
     for entry in found:
-        if (entry["experiment"], entry["profile"]) != (experiment.key, profile):
+        if entry["experiment"] != experiment.key or profile not in (None, entry["profile"]):
             raise ValueError(f"{path} holds records of {entry['experiment']}, profile {entry['profile']}.")
-    return found, path
+        if entry["profile"] == "smoke":
+            raise ValueError("Numbers of the profile 'smoke' mean nothing and are not shown.")
+    return [(found[0]["profile"], found)] if found else []
 
 
-def _print_report(experiment, profile: str, path: Path) -> None:
-    found, _ = _of_file(experiment, profile, path)
-    _print_records(experiment, profile, found)
-
-
-def _print_records(experiment, profile: str, found: list[dict]) -> None:
+def _print_records(experiment, found: list[tuple[str, list[dict]]]) -> None:
     from .experiments import report
 
-    title = f"{experiment.title} (profile {profile}, {report.origin(found)})"
-    _print_frame(report.table(experiment, found), title)
-    _print_frame(report.claims(experiment, found), "Claims")
-    console.print(report.methods(experiment, found))
-    _print_frame(report.provenance(found), "Where our numbers come from")
+    for profile, records in found:
+        title = f"{experiment.title} (profile {profile}, {report.origin(records)})"
+        _print_frame(report.table(experiment, records), title)
+        _print_frame(report.claims(experiment, records), "Claims")
+        console.print(report.methods(experiment, records))
+        _print_frame(report.provenance(records), "Where our numbers come from")
 
 
 def _print_frame(frame, title: str) -> None:

@@ -6,17 +6,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hierlab.experiments import record
 from hierlab.experiments.define import Claim, Experiment, Row, Setting
 from hierlab.profiles import PROFILES
 from hierlab.recipes import LAPTOP
 
 LOG = "FAKE_RUNNER_LOG"  # environment variable: the file that says which jobs began
 FINGERPRINT = "0" * 16
+PLAYED = {"profile": "laptop", "device": "cpu", "progress": False}  # arguments of a run
 
 
 @dataclass(frozen=True)
 class FakeRow(Row):
-    """``does``: score, fail (until the file ``mended`` stands beside the log), die, stop (Ctrl-C), or sleep."""
+    """``does``: score, fail (until ``mended`` stands beside the log), die, die once, stop (by Ctrl-C), or sleep."""
 
     does: str = "score"
 
@@ -37,13 +39,27 @@ def experiment(**does: str) -> Experiment:
     )
 
 
+def began(log: Path) -> list[str]:
+    """The jobs in the file of begun ones, which is removed."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines
+
+
+def results(path: Path) -> dict[str, dict]:
+    """What must not depend on how jobs were run: {hash: row, seed, metrics, inputs} of a file of records."""
+    names = ("row", "seed", "metrics", "losses", "parameters", "data", "overrides")
+    return {entry["hash"]: {name: entry[name] for name in names} for entry in record.read(path)}
+
+
 def inputs(experiment, row, profile, setting):
     """The inputs that a job of the size of ``setting`` has; more patches than 64 a batch there are not."""
     if setting.batch > 64:
         raise ValueError(f"batch is {setting.batch}, but there are only 64 patches to train on.")
     recipe = LAPTOP.replace(steps=setting.steps, warmup_steps=0, batch_size=setting.batch)
     parameters = {"network": "none", "width": setting.width, "depth": setting.depth, "recipe": recipe.to_dict()}
-    data = {"twin": True, "name": "nothing", "fingerprint": FINGERPRINT, "train": 64, "validation": 8}
+    twin = setting.data_root is None or Path(setting.data_root, "twin.json").exists()
+    data = {"twin": twin, "name": "nothing", "fingerprint": FINGERPRINT, "train": 64, "validation": 8}
     return {"parameters": parameters | {"row": row.name}, "data": data}
 
 
@@ -56,7 +72,8 @@ def work(experiment, row, seed, profile, setting, device, tell):
         tell({"share": 0.5, "rate": 2.0})
     if row.does == "fail" and not (log.parent / "mended").exists():
         raise RuntimeError("the row is broken")
-    if row.does == "die":
+    if row.does == "die" or (row.does == "die once" and not (log.parent / "died").exists()):
+        (log.parent / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if row.does == "stop" and not (log.parent / "mended").exists():
         raise KeyboardInterrupt

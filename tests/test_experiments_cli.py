@@ -51,7 +51,8 @@ def test_run_makes_records_then_report_and_list_show_them(hierlab, tmp_path):
     code, report, _ = hierlab("report", "hierars/table-07")
     assert code == 0 and "profile laptop, twin" in report and report.split("Claims")[1] in again
     code, listed, _ = hierlab("list", "experiments")
-    assert "laptop: 6" in listed and "both-hsc" in listed and "hierars/table-10" in listed and "none" in listed
+    assert "laptop, twin: 6" in listed and "· Both ways beat one" in listed and "gpu 6 × 2" in listed
+    assert "both-hsc" in listed and "hierars/table-10" in listed and "none" in listed
 
 
 def test_report_writes_pages(hierlab, tmp_path):
@@ -59,9 +60,25 @@ def test_report_writes_pages(hierlab, tmp_path):
     assert hierlab("report", "hierars/table-07", "--html", "one.html")[0] == 0
     assert "Table VII, played" in (tmp_path / "one.html").read_text()
     assert hierlab("report", "--all", "--html", "all.html")[0] == 0
-    assert (tmp_path / "all.html").read_text().count("not run") == 29
+    assert (tmp_path / "all.html").read_text().count(">not run<") == 59
     code, out, _ = hierlab("report", "--all")
-    assert code == 0 and out.count("not run") == 29
+    assert code == 0 and out.count("not run") == 59 and "contradict" in out
+
+
+def test_runs_on_real_data_have_a_file_and_a_report_of_their_own(hierlab, tmp_path):
+    hierlab(*RUN, "--seeds", "1")
+    (tmp_path / "data").mkdir()
+    code, out, _ = hierlab(*RUN, "--seeds", "1", "-p", "data_root=data")
+    assert code == 0 and "table-07.laptop.real.jsonl" in out and "ours (real)" in out and "ours (twin)" not in out
+    code, out, _ = hierlab("report", "hierars/table-07")
+    assert code == 0 and 0 < out.index("profile laptop, real") < out.index("profile laptop, twin")
+    code, out, _ = hierlab("report", "--all")
+    assert out.count("laptop, 3 of 3 rows") == 2 and out.count("not run") == 58
+    code, out, _ = hierlab("list", "experiments")
+    assert "laptop, twin: 3" in out and "laptop, real: 3" in out
+    (tmp_path / "data" / "twin.json").touch()  # exported from the twin
+    code, out, _ = hierlab(*RUN, "--seeds", "1", "-p", "data_root=data")
+    assert code == 0 and "table-07.laptop.exported.jsonl" in out and "ours (twin)" in out
 
 
 def test_smoke_stays_out_of_the_book_and_is_not_shown(hierlab, tmp_path):
@@ -122,6 +139,7 @@ def test_ctrl_c_ends_with_code_130(hierlab, monkeypatch):
         (("report", "hierars/table-07"), "hierlab run hierars/table-07"),
         (("report", "hierars/table-07", "--html", "page.txt"), ".html"),
         (("report", "hierars/table-07", "-p", "steps=3"), "--profile"),
+        (("report", "hierars/table-07", "--profile", "laptop", "-p", "steps=3", "--records", "x.jsonl"), "names one"),
     ],
 )
 def test_bad_input_is_answered_with_what_there_is(hierlab, tmp_path, arguments, said):

@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import fake_runner
 import pytest
 import torch
+from fake_runner import PLAYED, results
 
 from hierlab import twin
 from hierlab.data.pairs import PairFolder
@@ -20,27 +22,13 @@ from hierlab.experiments.hierars import TABLE_07, TABLE_10
 from hierlab.experiments.run import JobsFailed, Stopped, run
 
 ROOT = Path(__file__).resolve().parents[1]
-PLAYED = {"profile": "laptop", "device": "cpu", "progress": False}
 
 
 @pytest.fixture
 def began(tmp_path, monkeypatch):
     """Function that lists the jobs which began since it was last asked."""
-    log = tmp_path / "began.txt"
-    monkeypatch.setenv(fake_runner.LOG, str(log))
-
-    def since() -> list[str]:
-        lines = log.read_text().splitlines() if log.exists() else []
-        log.unlink(missing_ok=True)
-        return lines
-
-    return since
-
-
-def results(path):
-    """What must not depend on how jobs were run: {hash: row, seed, metrics, inputs}."""
-    names = ("row", "seed", "metrics", "losses", "parameters", "data", "overrides")
-    return {entry["hash"]: {name: entry[name] for name in names} for entry in record.read(path)}
+    monkeypatch.setenv(fake_runner.LOG, str(tmp_path / "began.txt"))
+    return partial(fake_runner.began, tmp_path / "began.txt")
 
 
 def test_a_job_is_done_once_and_its_record_is_complete(tmp_path, began):
@@ -211,25 +199,6 @@ def test_ctrl_c_stops_the_workers_too(tmp_path, began):
     began()
     (tmp_path / "mended").touch()
     assert len(run(sleeping, seeds=[0], out=out, **PLAYED)) == 3 and began() == ["both 0", "both-hsc 0"]
-
-
-def test_a_dask_cluster_makes_the_same_records(tmp_path, began):
-    distributed = pytest.importorskip("dask.distributed")
-    run(fake_runner.experiment(), out=tmp_path / "a.jsonl", rows=["both", "both-hsc"], **PLAYED)
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-    ) as cluster:
-        cluster = cluster.scheduler_address
-        run(
-            fake_runner.experiment(both="score"),
-            out=tmp_path / "b.jsonl",
-            rows=["both", "both-hsc"],
-            scheduler=cluster,
-            **PLAYED,
-        )
-        with pytest.raises(JobsFailed, match="the row is broken"):
-            run(fake_runner.experiment(both="fail"), rows=["both"], seeds=[0], scheduler=cluster, **PLAYED)
-    assert results(tmp_path / "a.jsonl") == results(tmp_path / "b.jsonl")
 
 
 def test_a_worker_of_another_version_refuses_the_job(began, monkeypatch):

@@ -12,8 +12,10 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -81,7 +83,7 @@ def plan(
 
 def digest(identity: dict) -> str:
     """A hash of what decides a job: experiment, row, seed, profile, parameters and data."""
-    identity = {**identity, "parameters": _filled(identity["parameters"])}
+    identity = {**identity, "parameters": _filled(identity["parameters"]), "data": record.told(identity["data"])}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -151,7 +153,13 @@ def _about(job: Job) -> dict:
         on = str(pick_device(job.device))
     except ValueError:  # which fails the job, and needs a description still
         on = "cpu"
-    return job.identity() | {"hash": job.hash, "overrides": job.overrides} | record.provenance(on)
+    about = {"hash": job.hash, "overrides": job.overrides, "setting": _size(job.setting)}
+    return job.identity() | about | record.provenance(on)
+
+
+def _size(setting: Setting) -> dict:
+    """The setting as recorded: all but the number of seeds and where the data are."""
+    return {name: value for name, value in dataclasses.asdict(setting).items() if name not in ("seeds", "data_root")}
 
 
 def _seldom(tell: Callable[[dict], None] | None, every: float = 0.4) -> Callable[[dict], None] | None:
@@ -285,28 +293,62 @@ def _work(pipe: Connection, device: str, threads: int) -> None:
 
 
 def _on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, dict]]:
-    """On the workers of a Dask scheduler; a job whose worker is lost goes to another one.
+    """On the workers of a Dask scheduler. A job that raised is done; one whose worker died goes to another worker.
 
-    Not told of progress. Closing the iterator cancels what has not begun; a worker ends the job it is at.
+    A result is fetched and let go of as soon as it is there, because Dask does again what a worker still held when it
+    died. It gives a job up when more workers died than its ``allowed-failures``, and counts a death against every job
+    that waited on that worker, not only against the one that it was at. So those that it gives up are done again at the
+    end, one alone at a time, and have failed when that fails.
+
+    Not told of progress. Closing the iterator cancels what has not begun; a worker ends the job it is at. ValueError
+    where no scheduler answers, ConnectionError when it is lost.
     """
     try:
-        from dask.distributed import Client, as_completed
+        from dask.distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise ValueError("Running on a Dask cluster needs dask.distributed: pip install 'hierlab[scale]'.") from error
-    with Client(address) as client:
-        futures = {
-            client.submit(
-                perform, job, pure=False, key=f"{job.experiment.key}-{job.row.name}-{job.seed}-{job.hash}"
-            ): job
-            for job in jobs
-        }
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No Dask scheduler answers at '{address}' ({error}). Start one with `dask scheduler`, workers with "
+            "`dask worker ADDRESS`, and give the address that the scheduler prints, tcp://HOST:PORT."
+        ) from error
+    with client:
+        if not client.nthreads():
+            warnings.warn(f"The scheduler at {address} has no workers yet; the jobs wait for some.", stacklevel=2)
+        waiting = {client.submit(perform, job, pure=False, key=_key(job)): n for n, job in enumerate(jobs)}
+        given_up = []
         try:
-            for future in as_completed(futures):
-                job = futures[future]
-                error = future.exception()
-                yield job, future.result() if error is None else failure(job, f"{type(error).__name__}: {error}")
+            for future in as_completed(list(waiting)):
+                place = waiting.pop(future)
+                if isinstance(future.exception(), KilledWorker):
+                    given_up.append(place)
+                else:
+                    yield jobs[place], _answer(jobs[place], future)
+            for place in sorted(given_up):
+                future = client.submit(perform, jobs[place], pure=False, key=f"{_key(jobs[place])}-alone")
+                waiting[future] = place
+                yield jobs[place], _answer(jobs[place], future)
+        except CancelledError as error:
+            raise ConnectionError(
+                f"The scheduler at {address} was lost. What was done is kept; the same run goes on with the rest."
+            ) from error
         finally:
-            client.cancel(list(futures))
+            client.cancel(list(waiting))
+
+
+def _key(job: Job) -> str:
+    """The job's name on a cluster."""
+    return f"{job.experiment.key}-{job.row.name}-{job.seed}-{job.hash}"
+
+
+def _answer(job: Job, future) -> dict:
+    """What a Dask future holds once it is done: the job's result, or the failure of whatever should have done it."""
+    error = future.exception()
+    result = future.result() if error is None else failure(job, f"{type(error).__name__}: {error}")
+    future.release()
+    return result
 
 
 @contextlib.contextmanager

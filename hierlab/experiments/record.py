@@ -51,6 +51,7 @@ JOB = {  # what the record of a job has besides; it is told by its hash
     "machine": {"device": TEXT, "threads": WHOLE, "system": TEXT},
     "versions": {"hierlab": TEXT, "python": TEXT, "torch": TEXT},
 }
+COVERED = ("twin_version", "twin_seed")  # fields of the data that their fingerprint stands for
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
 KINDS[type(None)] = "null"
 
@@ -88,7 +89,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
     Looked up once a process: later changes of the files are not what runs.
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]  # all of hierlab, whatever of it changed
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
@@ -197,9 +198,16 @@ def results_folder() -> Path:
     return stored if stored.is_dir() else Path("results")
 
 
-def stored_path(experiment, folder: Path, profile: str, tag: str = "") -> Path:
-    """Where an experiment's records of one profile are kept below ``folder``; a ``tag`` keeps overridden runs apart."""
-    return folder / f"{experiment.key}.{profile}{f'.{tag}' if tag else ''}.jsonl"
+def told(data: dict) -> dict:
+    """The fields of a record's ``data`` that tell one set from another."""
+    return {name: value for name, value in data.items() if name not in COVERED}
+
+
+def stored_path(experiment, folder: Path, profile: str, tag: str = "", twin: bool = True) -> Path:
+    """Where an experiment's records of one profile are kept below ``folder``: those on real data (not ``twin``) and
+    those of overridden runs, by their ``tag``, in files of their own."""
+    parts = [experiment.key, profile, "" if twin else "real", tag, "jsonl"]
+    return folder / ".".join(filter(None, parts))
 
 
 def failures_path(path: Path) -> Path:

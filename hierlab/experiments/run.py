@@ -27,7 +27,8 @@ class Stopped(KeyboardInterrupt):
 @dataclass(frozen=True)
 class Plan:
     """What a run has before it: all ``jobs`` asked for, the records ``known`` by hash, what is left ``todo``, and the
-    failures of earlier runs that are not tried again (``given_up``); the files of records and failures, if any."""
+    failures of earlier runs that are not tried again (``given_up``); the files of records and failures, if any; the
+    address of the Dask ``scheduler``, if one does the jobs."""
 
     jobs: list[Job]
     known: dict[str, dict]
@@ -35,6 +36,16 @@ class Plan:
     given_up: dict[str, dict]
     out: Path | None
     failures: Path | None
+    scheduler: str | None
+
+    def told(self) -> str:
+        """The jobs in a line: how many, and how many of them are done or were given up before."""
+        done = sum(job.hash in self.known for job in self.jobs)
+        lost = len(self.jobs) - done - len(self.todo)
+        parts = [f"{len(self.jobs)} jobs"]
+        parts += [f"{done} of them done before"] if done else []
+        parts += [f"{lost} failed before and not tried again"] if lost else []
+        return ", ".join(parts)
 
 
 def prepare(
@@ -49,7 +60,22 @@ def prepare(
     scheduler: str | None = None,
     retry_failed: bool = False,
 ) -> Plan:
-    """Find out what is to be done, without doing any of it; arguments and errors as for :func:`run`."""
+    """Find out what is to be done, without doing any of it.
+
+    Args:
+        rows: names, all by default.
+        seeds: by default 0 … n - 1 with the profile's n.
+        profile: by default the one in force.
+        device: as in :func:`hierlab.train.fit`; on a cluster, that of its workers.
+        out: the JSON-lines file of the records, to which each finished job is added; failures go into a file beside
+            it (``….failed.jsonl``). None keeps them in memory only.
+        parameters: overrides of the profile's setting (:func:`hierlab.experiments.overrides.apply`); a file of
+            records holds one set of overrides only.
+        scheduler: the address of a Dask scheduler, to do the jobs on its workers.
+        retry_failed: try jobs again that failed earlier with the same inputs; else they stay as they are.
+
+    Raises ValueError for an unknown row, profile or parameter, and for what does not go together.
+    """
     record.provenance()  # before anything runs, so that the commit is that of the code loaded now
     profile = profiles.check(profile or profiles.current())
     setting, changed = overrides.apply(experiment, profile, parameters)
@@ -72,7 +98,7 @@ def prepare(
         if not retry_failed:
             given_up = {entry["hash"]: entry for _, entry in record.read_lines(failures)}
     todo = [job for job in planned if job.hash not in known and job.hash not in given_up]
-    return Plan(planned, known, todo, given_up, out, failures)
+    return Plan(planned, known, todo, given_up, out, failures, scheduler)
 
 
 def _check_alone(
@@ -98,59 +124,33 @@ def _said(value) -> str:
     return {True: "twin", False: "real"}.get(value, value) if isinstance(value, bool) else str(value)
 
 
-def run(
-    experiment: Experiment,
-    rows: Iterable[str] | None = None,
-    seeds: Iterable[int] | None = None,
-    profile: str | None = None,
-    device: str = "auto",
-    out: str | Path | None = None,
-    progress: bool = True,
-    *,
-    parameters: Mapping[str, object] | None = None,
-    workers: int = 1,
-    scheduler: str | None = None,
-    retry_failed: bool = False,
-) -> list[dict]:
+def run(experiment: Experiment, workers: int = 1, progress: bool = True, **asked) -> list[dict]:
     """Do the jobs of an experiment that have no record yet, and return the records of all that were asked for.
 
-    Args:
-        rows: names, all by default.
-        seeds: by default 0 … n - 1 with the profile's n.
-        out: the JSON-lines file of the records, to which each finished job is added; failures go into a file beside
-            it (``….failed.jsonl``). None keeps them in memory only.
-        parameters: overrides of the profile's setting (:func:`hierlab.experiments.overrides.apply`); a file of
-            records holds one set of overrides only.
-        workers: jobs side by side in processes of this machine (a script needs ``if __name__ == "__main__":``); with
-            GPUs, at most one a GPU. The CPU's threads are shared among them.
-        scheduler: the address of a Dask scheduler, to do the jobs on its workers instead.
-        retry_failed: try jobs again that failed earlier with the same inputs; else they stay as they are.
+    ``asked`` are the arguments of :func:`prepare`, by name: ``rows``, ``seeds``, ``profile``, ``device``, ``out``,
+    ``parameters``, ``scheduler``, ``retry_failed``; the others, and the errors besides its own, those of
+    :func:`carry_out`.
+    """
+    return carry_out(prepare(experiment, **asked), workers, progress)
+
+
+def carry_out(plan: Plan, workers: int = 1, progress: bool = True) -> list[dict]:
+    """Do what a plan has left to do, and return the records of all its jobs.
+
+    ``workers`` jobs run side by side in processes of this machine (a script needs ``if __name__ == "__main__":``);
+    with GPUs, at most one a GPU. The CPU's threads are shared among them. A plan with a scheduler runs there instead.
+    ``progress`` shows jobs, rate and time left, on stderr.
 
     Two runs of a job agree bit for bit on one CPU with as many threads; on a GPU within its arithmetic's rounding.
 
-    Raises ValueError for an unknown row, profile or parameter before anything runs; :class:`JobsFailed` at the end
-    when a job failed, after all others are done; :class:`Stopped` for Ctrl-C, after what runs has come to a halt.
+    Raises :class:`JobsFailed` at the end when a job failed, after all others are done; :class:`Stopped` for Ctrl-C,
+    after what runs has come to a halt; ValueError where no scheduler answers, ConnectionError when it is lost.
     """
-    plan = prepare(
-        experiment,
-        rows,
-        seeds,
-        profile,
-        device,
-        out,
-        parameters=parameters,
-        scheduler=scheduler,
-        retry_failed=retry_failed,
-    )
-    return carry_out(plan, workers, scheduler, progress)
-
-
-def carry_out(plan: Plan, workers: int = 1, scheduler: str | None = None, progress: bool = True) -> list[dict]:
-    """Do what a plan has left to do; results and errors as for :func:`run`."""
     known, failures = dict(plan.known), dict(plan.given_up)
-    with Board(progress and bool(plan.todo), len(plan.todo)) as board:
+    board = Board(progress and bool(plan.todo), len(plan.todo))
+    with board.progress:
         try:
-            results = jobs.perform_all(plan.todo, workers, scheduler, board.tell)
+            results = jobs.perform_all(plan.todo, workers, plan.scheduler, board.tell)
             with jobs.interruptible(), contextlib.closing(results):
                 for job, result in results:
                     _keep(plan, job, result, known, failures)
@@ -189,35 +189,25 @@ def _explain(plan: Plan, lost: list[Job], failures: dict[str, dict]) -> str:
 
 
 class Board:
-    """Progress over jobs: how many are done, jobs an hour, what runs and how fast, the time left; a line a finished
-    job. Nothing when not ``shown``."""
+    """Progress over jobs, when ``shown``: how many are done, jobs an hour, what runs and how fast, the time left; a
+    line a finished job. It shows within ``with board.progress:``."""
 
     def __init__(self, shown: bool, total: int):
         self.total, self.finished, self.began = total, 0, time.monotonic()
         self.running: dict[str, dict] = {}
-        self.progress = None
-        if shown:
-            self.progress = Progress(
-                TextColumn("jobs {task.fields[counted]}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[running]}"),
-                console=Console(stderr=True),
-                speed_estimate_period=3600,
-            )
-            self.task = self.progress.add_task("", total=total, counted=f"0/{total}", rate="", running="")
-
-    def __enter__(self) -> "Board":
-        if self.progress is not None:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        self.progress = Progress(
+            TextColumn("jobs {task.fields[counted]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[running]}"),
+            console=Console(stderr=True, quiet=not shown),
+            speed_estimate_period=3600,
+            disable=not shown,
+        )
+        self.task = self.progress.add_task("", total=total, counted=f"0/{total}", rate="", running="")
 
     def tell(self, job: Job, told: dict) -> None:
         """Take in how far a running job is."""
@@ -228,18 +218,15 @@ class Board:
         """Take in that a job is over."""
         self.running.pop(job.name, None)
         self.finished += 1
-        if self.progress is not None:
-            said = (
-                f"failed: {result['error']}"
-                if jobs.failed(result)
-                else f"{result['cost']['job_seconds']:.0f} s, {_rate(result['cost']['images_per_second'])}"
-            )
-            self.progress.console.print(f"[{self.finished}/{self.total}] {job.name}: {said}", markup=False)
+        said = (
+            f"failed: {result['error'].partition(':')[0]}"
+            if jobs.failed(result)
+            else f"{result['cost']['job_seconds']:.0f} s, {_rate(result['cost']['images_per_second'])}"
+        )
+        self.progress.console.print(f"[{self.finished}/{self.total}] {job.name}: {said}", markup=False)
         self._show()
 
     def _show(self) -> None:
-        if self.progress is None:
-            return
         done = self.finished + sum(told["share"] for told in self.running.values())
         hours = (time.monotonic() - self.began) / 3600
         self.progress.update(

@@ -31,8 +31,13 @@ _trained: dict[str, tuple[torch.nn.Module, dict]] = {}  # the last training of t
 def inputs(experiment: Experiment, row: HeadRow, profile: str, setting: Setting) -> dict:
     """Everything that decides a job but its seed: ``parameters`` and ``data``, JSON-able, found without running it.
 
-    Raises ValueError where setting, row and data do not go together.
+    Raises ValueError where profile, setting, row and data do not go together.
     """
+    if profile == "paper" and setting.data_root is None:
+        raise ValueError(
+            "The profile paper is for published data: name the folder that holds them prepared (data_root). "
+            "Full-size networks run on the twin in the profile gpu."
+        )
     train, validation = (_data(experiment, split, profile, setting) for split in ("train", "val"))
     if setting.batch > len(train):
         raise ValueError(f"batch is {setting.batch}, but there are only {len(train)} patches to train on.")
@@ -57,6 +62,10 @@ def inputs(experiment: Experiment, row: HeadRow, profile: str, setting: Setting)
         "train": len(train),
         "validation": len(validation),
     }
+    if setting.data_root is None:
+        data |= {"twin_version": twin.TWIN_VERSION, "twin_seed": train.seed}
+    else:
+        data["validation_fingerprint"] = validation.fingerprint
     return {"parameters": parameters, "data": data}
 
 
