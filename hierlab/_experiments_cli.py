@@ -69,7 +69,8 @@ def run_command(
     path = _records(experiment, profile, given, out)
     source = _notebook(experiment) if notebook else None
     arguments = {"profile": profile, "seeds": seeds, "rows": rows, "device": device, "out": str(path.resolve())}
-    arguments |= {"data_root": given.get("data_root")} if "data_root" in given else {}
+    if "data_root" in given:  # the notebook runs in a folder of its own
+        arguments["data_root"] = str(Path(given["data_root"]).resolve())
     others = {name: value for name, value in given.items() if name != "data_root"}
     arguments |= {"parameters": others} if others else {}
     if source is not None:

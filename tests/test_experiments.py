@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,26 @@ def test_provenance_names_machine_versions_and_commit():
     facts = record.provenance()
     assert facts["machine"]["device"] and facts["versions"]["torch"] and len(facts["date"]) == 10
     assert facts["commit"] is None or len(facts["commit"]) == 40
+
+
+def test_a_change_anywhere_in_hierlab_makes_the_tree_dirty(tmp_path, monkeypatch):
+    for name in ("hierlab/experiments/record.py", "hierlab/losses.py", "book/page.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "hierlab" / "experiments" / "record.py"))
+    (tmp_path / "book" / "page.md").write_text("2")
+    commit, dirty = record._commit.__wrapped__()
+    assert len(commit) == 40 and dirty is False
+    (tmp_path / "hierlab" / "losses.py").write_text("2")
+    assert record._commit.__wrapped__() == (commit, True)
 
 
 def test_the_figure_shows_every_row_and_says_what_it_is():

@@ -152,20 +152,25 @@ def test_the_tables_notebook_is_executed_on_the_records(hierlab, tmp_path, monke
     book = nbformat.v4.new_notebook(metadata=KERNEL)
     book.cells = [
         nbformat.v4.new_code_cell(
-            "profile = None\nseeds = None\nrows = None\ndevice = 'auto'\nout = None", metadata={"tags": ["parameters"]}
+            "profile = None\nseeds = None\nrows = None\ndevice = 'auto'\nout = None\ndata_root = None",
+            metadata={"tags": ["parameters"]},
         ),
-        nbformat.v4.new_code_cell("print(profile, seeds, rows, device, len(open(out).readlines()))"),
+        nbformat.v4.new_code_cell("print(profile, seeds, rows, device, len(open(out).readlines()), data_root)"),
     ]
     source = tmp_path / "table-07-played.ipynb"
     nbformat.write(book, source)
     monkeypatch.setattr(_experiments_cli, "_notebook", lambda _: source)
     code, _, err = hierlab(*RUN, "-p", "steps=5")
-    assert code == 2 and "has no parameter parameters; it has profile, seeds, rows, device, out" in err
+    assert code == 2 and "has no parameter parameters; it has profile, seeds, rows, device, out, data_root" in err
     assert not (tmp_path / "began.txt").exists()
     code, out, _ = hierlab(*RUN, "--seeds", "1")
     assert code == 0 and "Notebook: runs/hierars/table-07.laptop.ipynb" in out
     done = nbformat.read(tmp_path / "runs" / "hierars" / "table-07.laptop.ipynb", 4)
-    assert done.cells[-1].outputs[0]["text"] == "laptop 1 None cpu 3\n"
+    assert done.cells[-1].outputs[0]["text"] == "laptop 1 None cpu 3 None\n"
+    (tmp_path / "data").mkdir()
+    hierlab(*RUN, "--seeds", "1", "-p", "data_root=data")
+    done = nbformat.read(tmp_path / "runs" / "hierars" / "table-07.laptop.ipynb", 4)
+    assert done.cells[-1].outputs[0]["text"] == f"laptop 1 None cpu 3 {tmp_path / 'data'}\n"
 
 
 def test_the_books_notebooks_take_what_the_command_line_gives():

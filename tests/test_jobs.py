@@ -17,7 +17,7 @@ from fake_runner import PLAYED, results
 
 from hierlab import twin
 from hierlab.data.pairs import PairFolder
-from hierlab.experiments import jobs, overrides, record
+from hierlab.experiments import jobs, overrides, record, segmentation
 from hierlab.experiments.hierars import TABLE_07, TABLE_10
 from hierlab.experiments.run import JobsFailed, Stopped, run
 
@@ -226,6 +226,33 @@ def test_rows_that_differ_in_decoding_alone_share_their_training():
     assert alone["metrics"] == without["metrics"] and alone["hash"] == without["hash"]
 
 
+def test_a_job_gives_the_same_numbers_twice_and_others_with_another_seed():
+    """Bit for bit, on one CPU; the training that rows may share is forgotten in between."""
+    options = {"rows": ["both-hsc"], "profile": "smoke", "device": "cpu", "progress": False}
+    found = []
+    for seed in (0, 0, 1):
+        segmentation._trained.clear()
+        found += run(TABLE_07, seeds=[seed], **options)
+    one, again, other = found
+    assert one["metrics"] == again["metrics"] and one["losses"] == again["losses"] and one["hash"] == again["hash"]
+    assert one["losses"] != other["losses"] and one["hash"] != other["hash"]
+
+
+def test_the_record_says_which_twin_and_which_setting():
+    (made,) = run(TABLE_07, rows=["baseline"], profile="smoke", device="cpu", progress=False)
+    assert made["data"]["twin_version"] == twin.TWIN_VERSION and made["data"]["twin_seed"] == 0
+    setting = TABLE_07.setting("smoke")
+    assert made["setting"] == {
+        name: getattr(setting, name) for name in ("width", "depth", "steps", "batch", "lr", "precision")
+    }
+    assert made["hash"] in jobs.done_by({**made, "data": record.told(made["data"])})  # as before these were said
+
+
+def test_the_profile_paper_is_for_published_data():
+    with pytest.raises(ValueError, match=r"profile paper is for published data.*\(data_root\)"):
+        run(TABLE_07, profile="paper", device="cpu")
+
+
 def test_prepared_files_stand_in_for_the_twin(tmp_path):
     from hierlab.twin.export import export, sets
 
@@ -239,6 +266,14 @@ def test_prepared_files_stand_in_for_the_twin(tmp_path):
     (made,) = run(TABLE_07, parameters={"data_root": str(tmp_path / "data")}, **options)
     assert made["data"]["train"] == 2 and made["overrides"] == {} and made["data"]["fingerprint"] == read.fingerprint
     assert str(tmp_path) not in json.dumps(made)
+    (checked,) = (tmp_path / "data").glob("checksums.sha256")
+    name = next(path.name for path in (tmp_path / "data" / "img_dir" / "val").glob("*.tif"))
+    lines = checked.read_text().splitlines()
+    checked.write_text("\n".join("0" * 64 + line[64:] if line.endswith(name) else line for line in lines))
+    (changed,) = jobs.plan(
+        TABLE_07, ["baseline"], [0], "smoke", overrides.apply(TABLE_07, "smoke", {"data_root": tmp_path / "data"})[0]
+    )
+    assert changed.inputs["data"]["fingerprint"] == read.fingerprint and changed.hash != made["hash"]
     with pytest.raises(ValueError, match="img_dir/test"):
         PairFolder(tmp_path / "data", "test", same.tree)
     next((tmp_path / "data" / "ann_dir" / "val").glob("*.tif")).unlink()

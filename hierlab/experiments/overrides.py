@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -81,6 +82,8 @@ def _kinds(setting: Setting) -> dict[str, type]:
 
 
 def _typed(name: str, value: object, kind: type, choices: str):
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     fits = isinstance(value, str if kind is str else int if kind is int else int | float)
     if fits and not isinstance(value, bool):
         return kind(value)
