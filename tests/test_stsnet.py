@@ -500,6 +500,24 @@ class TestClouds:
         assert nothing.isfinite().all()
 
 
+def test_invalid_tokens_are_zero_after_every_step(encoder):
+    batch, checked = batch_of(2), []
+
+    def check(_module, inputs, output):
+        tokens, valid = output if isinstance(output, tuple) else (output, inputs[1])
+        checked.append(bool((tokens[~valid] == 0).all() and (~valid).any() and (tokens[valid] != 0).any()))
+
+    valid = batch["series_valid"]
+    valid[:, 4:, :8] = False
+    valid[1, :, 8:, 4:] = False  # whole tokens of both stages
+    parts = (encoder.embed, encoder.first, encoder.merge, encoder.second)
+    hooks = [part.register_forward_hook(check) for part in parts]
+    encoder(batch["series"], valid)
+    for hook in hooks:
+        hook.remove()
+    assert checked == [True] * 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 7)])
 def test_the_encoder_takes_any_size_and_fewer_dates(encoder, size):
     assert encoder(torch.randn(1, 4, 3, *size)).shape == (1, 4 * 6, *size)
@@ -628,6 +646,18 @@ def test_sampling_counts_only_what_is_seen():
     expected[3:, :6] = 3
     torch.testing.assert_close(got, expected.expand(1, 2, -1, -1))
     assert torch.equal(sample(torch.full((1, 1, 2, 2), 7.0), (5, 5), same), torch.full((1, 1, 5, 5), 7.0))
+
+
+def test_where_nothing_is_seen_the_series_adds_nothing():
+    network, batch, given = attentive(), batch_of(2), []
+    network.fusion.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[1]))
+    batch["series_valid"][0] = False
+    network(batch)
+    assert (given[0][0] == 0).all() and (given[0][1] != 0).any()
+    network(batch | {"series_grid": torch.tensor([0.25, 0, 8, 0, 0.25, 0])})  # the image's right half beyond the series
+    assert (given[1][1, :, :, 0] != 0).any()
+    network(batch | {"series_grid": torch.tensor([0.25, 0, 100, 0, 0.25, 0])})
+    assert (given[2] == 0).all()
 
 
 def test_the_default_grid_covers_the_same_ground():
