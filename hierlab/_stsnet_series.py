@@ -369,7 +369,7 @@ def resolution_ratio(grid: Tensor, by: str = "area") -> Tensor:
 def sample(
     x: Tensor, size: tuple[int, int], grid: Tensor, stride: int = 1, points: int = 1, seen: Tensor | None = None
 ) -> Tensor:
-    """A map on the series' grid brought to the image's: (B, D, h, w) -> (B, D, *size), bilinear.
+    """A map on the series' grid brought to the image's: (B, D, h, w) -> (B, D) + ``size``, bilinear.
 
     ``grid`` is ``series_grid`` (B, 6); cell j of the result is centred on pixel ``stride``·j of the image and averages
     ``points`` × ``points`` spots spread over it. Beyond the series its edge is repeated, unless ``seen`` (B, 1, h, w)
