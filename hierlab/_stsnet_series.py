@@ -329,8 +329,8 @@ def in_order(series: Tensor, valid: Tensor, days: Tensor) -> tuple[Tensor, Tenso
     """Dates (B, T, …) sorted by day within each sample, those without a single valid pixel at the end."""
     key = torch.where(valid.flatten(2).any(2), days.double(), torch.inf)
     order = key.sort(dim=1, stable=True).indices
-    sample = torch.arange(len(order), device=order.device)[:, None]
-    return series[sample, order], valid[sample, order], days[sample, order]
+    which = torch.arange(len(order), device=order.device)[:, None]
+    return series[which, order], valid[which, order], days[which, order]
 
 
 # ---------------------------------------------------------------- where the series lies in the image (Section 2.3)
