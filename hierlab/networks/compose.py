@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .parts import BatchNorm2d, DeepLabV3Plus, Encoder, Network, UPerNet, features_of, is_plain, reference
+from .segnext import MSCAN, STRIDES, VARIANTS, WIDTHS, LightHam
 from .weights import load_weights
 
 NETWORKS = {
@@ -25,6 +26,9 @@ NETWORKS = {
     "swin_tiny-upernet": "UPerNet on Swin-T",
     "swin_base-upernet": "HieraRS: UPerNet on Swin-B",
     "swin_large-upernet": "HieraRS: UPerNet on Swin-L",
+    "segnext-s": "HieraRS: SegNeXt-S, LightHam on MSCAN-S",
+    "segnext-b": "HieraRS: SegNeXt-B, LightHam on MSCAN-B",
+    "segnext-l": "HieraRS: SegNeXt-L, LightHam on MSCAN-L",
     "deit3_small-upernet": "HieraRS: UPerNet on DeiT III-S",
     "deit3_base-upernet": "HieraRS: UPerNet on DeiT III-B",
     "deit3_large-upernet": "HieraRS: UPerNet on DeiT III-L",
@@ -74,15 +78,16 @@ def build(
     Args:
         name: one of :data:`NETWORKS`, or any timm encoder that gives feature maps (``timm.list_models()``, or a
             short name of :data:`ENCODERS`; a dot and the tag of its weights may follow) with any of
-            :data:`DECODERS`.
+            :data:`DECODERS`; or a SegNeXt, ``segnext-s``, ``segnext-b`` or ``segnext-l``.
         weights: None (random), ``"imagenet"`` or a file: see :func:`load_weights`.
         width, depth: the fraction kept of the channels of encoder and decoder, and of the blocks of every encoder
-            stage: a narrower, shallower form of the same network, for ResNet, ConvNeXt, Swin and ViT encoders.
-            Channels are rounded to multiples of 8 or to whole attention heads, and there is always one block.
+            stage: a narrower, shallower form of the same network, for SegNeXt and ResNet, ConvNeXt, Swin and ViT
+            encoders. Channels are rounded to multiples of 8 or to whole attention heads, and there is always one block.
         drop_path: stochastic depth of the encoder (None: timm's default for it).
-        dropout: before the classifier of UPerNet and DeepLabv3+ (the other decoders have their own, or none).
+        dropout: before the classifier of UPerNet, DeepLabv3+ and SegNeXt (the other decoders have their own, or none).
         encoder, decoder: further keywords, of ``timm.create_model`` and of the decoder (:data:`DECODERS` has its
-            defaults, :class:`UPerNet`, :class:`DeepLabV3Plus` and segmentation_models_pytorch the rest). An
+            defaults, :class:`UPerNet`, :class:`DeepLabV3Plus` and segmentation_models_pytorch the rest); for
+            SegNeXt, of :class:`~hierlab.networks.segnext.MSCAN` and :class:`~hierlab.networks.segnext.LightHam`. An
             ``output_stride`` of 8 dilates the last two stages by 2 and 4.
 
     Raises ValueError for what cannot be built and for weights that do not fit, OSError for weights that cannot be
@@ -93,6 +98,9 @@ def build(
             f"{name} needs at least one band and one class and a positive width and depth, given bands={bands}, "
             f"classes={classes}, width={width}, depth={depth}."
         )
+    if name in VARIANTS:
+        options = ({} if drop_path is None else {"drop_path_rate": drop_path}) | (encoder or {})
+        return _finish(_segnext(name, bands, classes, width, depth, dropout, options, decoder or {}), weights)
     encoder_name, decoder_name = _parse(name)
     whole = reference(encoder_name)
     options = _any_size(whole) | ({} if width == depth == 1 else _narrow(whole, width, depth))
@@ -123,6 +131,10 @@ def build(
         name=name,
         encoder_name=encoder_name,
     )
+    return _finish(network, weights)
+
+
+def _finish(network: Network, weights: str | os.PathLike | None) -> Network:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = BatchNorm2d  # with the parameters, buffers and hooks that it has
@@ -165,6 +177,31 @@ def _smp(
     options = options | head | {"in_channels": bands, "classes": classes}
     model = smp.create_model(decoder_name, f"tu-{encoder_name}", None, **options)
     return model.encoder, model.decoder, model.segmentation_head[0]
+
+
+def _segnext(
+    name: str, bands: int, classes: int, width: float, depth: float, dropout: float, options: dict, head: dict
+) -> Network:
+    variant = dict(VARIANTS[name])
+    channels = _scaled(variant.pop("channels"), width, 32)  # GroupNorm has 32 groups
+    variant["depths"] = tuple(max(1, round(blocks * depth)) for blocks in variant["depths"])
+    variant["widths"] = _scaled(WIDTHS, width)
+    try:
+        encoder = Encoder(MSCAN(bands, **variant | options))
+        decoder = LightHam(encoder.channels, **{"channels": channels} | head)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be built ({error}) with the options {options | head}.") from error
+    classifier = _initialise(decoder, decoder.channels, classes)
+    return Network(
+        encoder,
+        decoder,
+        classifier,
+        bands=bands,
+        stride=max(STRIDES),
+        dropout=dropout,
+        name=name,
+        encoder_name=name.replace("segnext", "mscan"),
+    )
 
 
 def _initialise(decoder: nn.Module, channels: int, classes: int) -> nn.Conv2d:

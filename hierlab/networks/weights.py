@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .parts import Network, reference
+from .segnext import VARIANTS, from_published
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ def load_weights(network: Network, source: str | os.PathLike) -> dict[str, list[
     """Load weights into a network and say what matched.
 
     ``source`` is ``"imagenet"`` (the weights that timm's hub has for the encoder) or a file, ``.safetensors`` or
-    PyTorch's own format, which holds a network or an encoder under timm's names, whatever stands before them. The
+    PyTorch's own format, which holds a network or an encoder under timm's names (for SegNeXt those of its published
+    files), whatever stands before them. The
     first convolution is adapted to another number of bands as timm does it: its three channels are repeated in
     turn and scaled to keep their sum. Decoder and classifier are taken where names and shapes agree.
 
@@ -31,10 +33,18 @@ def load_weights(network: Network, source: str | os.PathLike) -> dict[str, list[
     Raises OSError if the weights cannot be had or read, ValueError if they are not this encoder's.
     """
     own = network.state_dict()
-    imagenet = str(source) == "imagenet"
+    imagenet, mscan = str(source) == "imagenet", network.name in VARIANTS
+    if imagenet and mscan:
+        raise ValueError(
+            f"timm's hub has no weights for the encoder of {network.name}: give the file that was published with "
+            f"SegNeXt ({network.encoder_name.replace('-', '_')}.pth or the like), or weights=None for random ones."
+        )
     stored = _from_hub(network.encoder_name) if imagenet else _from_file(Path(source))
+    stored = from_published(stored) if mscan else stored
     names = _align({key: key for key in own}, stored)
     if not any(key.startswith(_BODY) for key in names):
+        if mscan:
+            raise ValueError(f"{source} holds no weights of MSCAN. It has {_some(list(stored))}.")
         names, stored = _align_encoder(network, own, stored, source)
 
     report: dict[str, list[str]] = {"matched": [], "missing": [], "mismatched": [], "unused": []}
