@@ -353,13 +353,16 @@ class HSCLoss(nn.Module):
 
     def forward(self, outputs: dict, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """``outputs["logits"]`` L × (B, K_l, H, W); ``batch["label"]`` (B, H, W). A scalar and its parts."""
-        logits = [level.float() for level in outputs["logits"]]
+        return self.of_targets(outputs["logits"], self.tree.targets(batch["label"]))
+
+    def of_targets(self, logits: list[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of logits and one target a level, (B, L, H, W), 255 where it is not known."""
+        logits = [level.float() for level in logits]
         if len(logits) != self.tree.depth:
             raise ValueError(
                 f"L_HSC needs logits at each of the tree's {self.tree.depth} levels; the model gives {len(logits)}. "
                 "Make it hierarchical first: hierarchical(model, tree)."
             )
-        targets = self.tree.targets(batch["label"])
         parts = {}
         hce = logits[0].new_zeros(())
         for level, weight in enumerate(self.weights):

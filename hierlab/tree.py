@@ -28,6 +28,7 @@ from ._treefile import ClassNode, TreeError
 IGNORE = 255
 RULES = ("sigmoid", "log_softmax")
 SHIPPED = Path(__file__).parent / "trees"
+ALIASES = {"landuse": "mm5b", "crops": "crop10m"}  # as the names of mappings have them, landuse-to-crops
 
 
 class ClassTree:
@@ -63,7 +64,7 @@ class ClassTree:
         """Read a tree from a YAML file, or a shipped one by its name (see :func:`shipped`)."""
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            path = SHIPPED / f"{source}.yaml"
+            path = SHIPPED / f"{ALIASES.get(str(source), source)}.yaml"
             if not path.exists():
                 near = difflib.get_close_matches(str(source), shipped(), n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
