@@ -21,7 +21,7 @@ from .tree import ClassTree
 
 SCHEMA = 1
 WEIGHTS, CONFIG, STATE, LOG = "model.safetensors", "model.json", "state.pt", "log.jsonl"
-HEADS = ("flat", "bhccm")
+HEADS = ("flat", "bhccm", "translu")
 _NEEDED = ("network", "bands", "head", "tree", "normalisation")
 
 
@@ -104,9 +104,10 @@ def make_config(
     """The content of ``model.json``: all that :func:`build_model` needs, and what a user should know.
 
     ``network`` and ``options`` go to :func:`hierlab.networks.build`, ``mean`` and ``std`` are the statistics of each
-    band, ``head`` is ``"bhccm"`` (with ``fusion`` and ``residual``, see :func:`hierlab.hierars.hierarchical`) or
-    ``"flat"``, ``patch`` the pixels a side and ``gsd`` the metres a pixel that it is trained at; ``more`` is kept as it
-    is. Raises ValueError for an unknown head and for statistics that do not fit.
+    band, ``head`` is ``"bhccm"`` (with ``fusion`` and ``residual``, see :func:`hierlab.hierars.hierarchical`),
+    ``"flat"``, or ``"translu"`` (with ``head_options``, see :func:`hierlab.translu.rebuild`), ``patch`` the pixels a
+    side and ``gsd`` the metres a pixel that it is trained at; ``more`` is kept as it is. Raises ValueError for an
+    unknown head and for statistics that do not fit.
     """
     config = {
         "schema": SCHEMA,
@@ -151,6 +152,7 @@ def build_model(config: dict, weights: str | None = None) -> Normalized:
     """
     from . import networks
     from .hierars import hierarchical
+    from .translu import rebuild
 
     check_config(config, "The config")
     tree = ClassTree.from_dict(config["tree"])
@@ -158,6 +160,8 @@ def build_model(config: dict, weights: str | None = None) -> Normalized:
     network = networks.build(config["network"], config["bands"], tree.num_leaves, weights=weights, **options)
     if config["head"] == "bhccm":
         network = hierarchical(network, tree, layer="classifier", **config.get("head_options", {}))
+    elif config["head"] == "translu":
+        network = rebuild(network, tree, **config["head_options"])
     return Normalized(network, **config["normalisation"])
 
 

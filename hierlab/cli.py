@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, map, list, describe, twin, run, report, bench.
+"""The command line: train, evaluate, map, transfer, list, describe, twin, run, report, bench.
 
 Each command says what it found before any long work, shows progress, and ends with a table and a picture. Bad input
 ends with one message and exit code 2, without a traceback.
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import _experiments_cli, _twin_cli, profiles
+from . import _experiments_cli, _transfer_cli, _twin_cli, profiles
 
 app = typer.Typer(
     add_completion=False,
@@ -28,6 +28,7 @@ bench = typer.Typer(
 )
 app.add_typer(_twin_cli.app, name="twin")
 _experiments_cli.register(app)
+_transfer_cli.register(app)
 app.add_typer(bench, name="bench")
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
