@@ -47,15 +47,15 @@ def transfer_command(
     batch_size: Annotated[int | None, typer.Option(help="Patches a step, instead of the profile's.")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a training patch in pixels.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    layer_decay: Annotated[
-        float | None, typer.Option(help="Factor by which each earlier layer of the encoder learns more slowly.")
-    ] = None,
     precision: Annotated[str | None, typer.Option(help="32-true or bf16-mixed.")] = None,
     balance: Annotated[float | None, typer.Option(help="Share of the patches drawn for a class.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the labelled pixels held out as blocks.")] = 0.2,
     test: Annotated[float, typer.Option(help="A second held-out share, for `hierlab evaluate`.")] = 0.0,
     block: Annotated[int | None, typer.Option(help="Side of a block in pixels (default: two patches).")] = None,
     label_crs: Annotated[str | None, typer.Option(help="CRS of the labels, when their file says a wrong one.")] = None,
+    labels_first: Annotated[
+        bool, typer.Option("--labels-first", help="CDSA teaches only what the labels leave open.")
+    ] = False,
     everywhere: Annotated[
         bool, typer.Option("--everywhere", help="CDSA teaches the upper levels where no label is, too.")
     ] = False,
@@ -80,8 +80,8 @@ def transfer_command(
         cli._choice(name, value, known)
     check_run(out, resume)
     profile = profiles.check(profile or profiles.current())
-    recipe = stage2.DEFAULT_RECIPE.scaled(profile)
-    given = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate, "layer_decay": layer_decay}
+    recipe = stage2.recipe_for(profile)
+    given = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate}
     given |= {"precision": precision, "balance": balance}
     changes = {name: value for name, value in given.items() if value is not None}
     if steps is not None:
@@ -118,6 +118,7 @@ def transfer_command(
             start=start,
             alpha=alpha,
             consistency=None if consistency == "none" else consistency,
+            labels_first=labels_first,
             everywhere=everywhere,
             rule=rule,
             seed=seed,

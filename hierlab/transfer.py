@@ -11,11 +11,13 @@ from .recipes import TRANSLU, Recipe
 from .train import check_run, fit
 from .tree import ClassTree
 
-DEFAULT_RECIPE = TRANSLU.replace(
-    **{name: getattr(workflow.DEFAULT_RECIPE, name) for name in ("channels_last", "balance", "augment", "clip")}
-)
-"""What ``hierlab transfer`` starts from: the paper's optimiser and schedule for TransLU (20k steps of AdamW at 1e-4,
-layer decay 0.9), on patches that are drawn and flipped as those of ``hierlab train``."""
+DEFAULT_RECIPE = workflow.DEFAULT_RECIPE.replace(layer_decay=TRANSLU.layer_decay)
+"""What ``hierlab transfer`` starts from: the short training of ``hierlab train``, with the layer decay of TransLU."""
+
+
+def recipe_for(profile: str) -> Recipe:
+    """The recipe of a profile: :data:`DEFAULT_RECIPE` cut to its means; for ``paper`` the paper's, TRANSLU."""
+    return TRANSLU if profile == "paper" else DEFAULT_RECIPE.scaled(profile)
 
 
 def prepare(
@@ -76,6 +78,7 @@ def transfer(
     units: dict | None = None,
     alpha: float = 1.0,
     consistency: str | None = "path",
+    labels_first: bool = False,
     everywhere: bool = False,
     rule: str = "sigmoid",
     seed: int = 0,
@@ -91,7 +94,7 @@ def transfer(
         prepared, crosswalk: of :func:`prepare`.
         cdks, cdsa, merge, others, fusion, residual, units: see :class:`hierlab.translu.TransLU`.
         start: the weights that branch 1 starts from: ``"source"``, ``"imagenet"``, a file, or ``"random"``.
-        alpha, consistency, everywhere: see :class:`hierlab.translu.TransLULoss`.
+        alpha, consistency, labels_first, everywhere: see :class:`hierlab.translu.TransLULoss`.
         rule and the rest: as for :func:`hierlab.workflow.train`.
 
     Returns the model, its config (``model.json``) and what :func:`hierlab.train.fit` returns. ``out`` holds both
@@ -113,6 +116,7 @@ def transfer(
         flat = networks.build(described["network"], described["bands"], tree.num_leaves, weights, **options)
     settings = {"cdks": cdks, "cdsa": cdsa, "merge": merge, "others": others, "fusion": fusion, "residual": residual}
     settings |= units or {}
+    teaching = {"labels_first": labels_first, "everywhere": everywhere}
     model = Normalized(TransLU(source.network, crosswalk, start=flat, **settings), **described["normalisation"])
     config = make_config(
         described["network"],
@@ -130,14 +134,14 @@ def transfer(
             **settings,
         },
         transfer={"run": Path(run).name, "start": start},
-        loss={"alpha": alpha, "consistency": consistency, "everywhere": everywhere},
+        loss={"alpha": alpha, "consistency": consistency, **teaching},
         rule=rule,
         profile=profile or profiles.current(),
         data=workflow._data_config(prepared),
     )
     result = fit(
         model,
-        TransLULoss(tree, alpha, consistency, everywhere=everywhere),
+        TransLULoss(tree, alpha, consistency, **teaching),
         prepared.train,
         prepared.validation,
         tree,

@@ -9,6 +9,7 @@ Letters: B batch, D width, N = h·w tokens, L levels (coarse to fine), K_l class
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -362,19 +363,30 @@ class TransLULoss(HSCLoss):
     """L_HSC (eq. 17) with branch 2 as the teacher of the aligned levels, the labels that of all others.
 
     On a level with CDSA the target is ``outputs["guide"]``, or the label where the guide says nothing (255). L_HPC
-    counts the pixels whose targets form a valid path; guide and label may contradict each other. Without a guide it
-    is L_HSC of the labels.
+    counts the pixels whose targets form a valid path, for guide and label may contradict each other. Without a guide
+    it is L_HSC of the labels.
 
     Args:
         tree, consistency, weights: see :class:`hierlab.hierars.HSCLoss`.
         alpha: α, 1 on Crop10m.
+        labels_first: the guide is the target only where the label leaves a level open, so that what the label implies
+            (rice is cropland) outweighs a weak branch 2. Not in the paper.
         everywhere: also where the label is 255 (but not where ``batch["valid"]`` is False): then images without
             labels teach the upper levels too. By default a pixel without label counts nowhere.
     """
 
-    def __init__(self, tree: ClassTree, alpha: float = 1.0, *args, everywhere: bool = False, **keywords):
-        super().__init__(tree, alpha, *args, **keywords)
-        self.everywhere = everywhere
+    def __init__(
+        self,
+        tree: ClassTree,
+        alpha: float = 1.0,
+        consistency: str | None = "path",
+        weights: Sequence[float] | None = None,
+        *,
+        labels_first: bool = False,
+        everywhere: bool = False,
+    ):
+        super().__init__(tree, alpha, consistency, weights)
+        self.labels_first, self.everywhere = labels_first, everywhere
 
     def forward(self, outputs: dict, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """``outputs`` of :class:`TransLU`, ``batch["label"]`` (B, H, W). A scalar and its parts."""
@@ -382,6 +394,8 @@ class TransLULoss(HSCLoss):
         guide = outputs.get("guide")
         if guide is not None:
             known = guide != IGNORE
+            if self.labels_first:
+                known &= targets == IGNORE
             if not self.everywhere:
                 known &= (batch["label"] != IGNORE)[:, None]
             elif batch.get("valid") is not None:

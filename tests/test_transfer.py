@@ -14,6 +14,7 @@ from hierlab.cli import main
 from hierlab.crosswalk import Crosswalk
 from hierlab.mapping import read_map
 from hierlab.networks import build
+from hierlab.recipes import TRANSLU
 from hierlab.translu import TransLU, fused_prediction
 from hierlab.tree import ClassTree
 
@@ -80,8 +81,8 @@ def test_transfer_leaves_a_complete_run_that_holds_the_source(place, run, moved)
         assert torch.equal(frozen[inner], tensor), name
     metrics = json.loads((moved / "metrics.json").read_text())["metrics"]
     assert metrics["consistency"] == 1.0 and [level["level"] for level in metrics["levels"]] == ["L1", "L2", "L3"]
-    recipe = config["training"]["recipe"]
-    assert (recipe["lr"], recipe["layer_decay"], recipe["schedule"]) == (1e-4, 0.9, "poly")
+    assert config["training"]["recipe"]["layer_decay"] == 0.9
+    assert transfer.recipe_for("paper") is TRANSLU and transfer.recipe_for("laptop").steps == 600
 
 
 def test_a_transferred_run_loads_without_its_source(moved, run):
@@ -127,6 +128,7 @@ def test_settings_reach_model_loss_and_file(place, run, tmp_path):
         start=str(tmp_path / "flat.pth"),
         alpha=0.5,
         consistency="concat",
+        labels_first=True,
         device="cpu",
         progress=False,
         **settings,
@@ -137,7 +139,7 @@ def test_settings_reach_model_loss_and_file(place, run, tmp_path):
     own = network.branch1.network.state_dict()
     key = "encoder.model.stages_0.blocks.0.mlp.fc1.weight"
     torch.testing.assert_close(own[key], flat.state_dict()[key])
-    assert config["loss"] == {"alpha": 0.5, "consistency": "concat", "everywhere": False}
+    assert config["loss"] == {"alpha": 0.5, "consistency": "concat", "labels_first": True, "everywhere": False}
     again, _ = load(tmp_path / "out")
     assert again.network.cdks.merge == "steps" and again.network.branch2.network.classifier.bhccm.residual
 
