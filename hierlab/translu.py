@@ -58,7 +58,7 @@ class BranchInteraction(nn.Module):
         width: D of both branches.
         heads, points, value_ratio: of the attention, see :class:`DeformableAttention`.
         ffn_ratio: hidden width of the FFN over D.
-        drop_path: probability by which each of the two terms is left out, a sample, in training.
+        drop_path: probability by which each of the two terms is left out for a sample in training.
     """
 
     def __init__(
@@ -94,6 +94,9 @@ class CDKS(nn.Module):
 
     Interactions come after the last block of each stage and every ``interval``-th block before it: for ConvNeXt-B
     after blocks 3; 3; 3, 6, …, 27; 3 of its stages, for a ViT of 12 after every block. M = 12 for both.
+
+    At the start γ and τ are 0, so branch 1's encoder gives what it gives alone, bit for bit, and so does the whole of
+    branch 1 with ``merge`` ``"steps"`` or ``"none"``; with ``"outputs"`` its decoder gets merged maps from the start.
 
     Args:
         network: branch 1, of which the encoder is looked at; nothing of it is kept.
