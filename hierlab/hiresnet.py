@@ -237,11 +237,8 @@ class HiResNet(Network):
 
     @property
     def params_without_ocr(self) -> int:
-        """Parameters as the paper counts them: OCR and its half of the classifier left out."""
-        whole = sum(p.numel() for p in self.parameters())
-        if self.ocr is None:
-            return whole
-        return whole - sum(p.numel() for p in self.ocr.parameters()) - self.classifier.weight.numel() // 2
+        """Parameters as the paper counts them: the whole without OCR."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("ocr."))
 
     def forward(self, batch: dict[str, Tensor]) -> dict:
         """``batch["image"]`` (B, C, H, W), any H and W: padded by replication to at least two strides, cropped back."""
