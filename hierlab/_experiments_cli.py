@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from . import profiles
-
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+from ._show import console
 
 Parameters = Annotated[
     list[str] | None,

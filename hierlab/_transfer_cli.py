@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import profiles
+from ._show import choose, console, print_table, print_tree_measures
 
 
 def register(app: typer.Typer) -> None:
@@ -67,8 +68,8 @@ def transfer_command(
 
     hierlab transfer run/ --images s2.tif --labels crops.tif --tree crops --mapping landuse-to-crops --out run2/
     """
-    from . import cli, workflow
     from . import transfer as stage2
+    from . import workflow
     from .metrics import table
     from .train import Interrupted, check_run
     from .translu import MERGES, OTHERS
@@ -77,7 +78,7 @@ def transfer_command(
     choices = {"--merge": (merge, MERGES), "--others": (others, OTHERS), "--rule": (rule, RULES)}
     choices["--consistency"] = (consistency, ("path", "concat", "none"))
     for name, (value, known) in choices.items():
-        cli._choice(name, value, known)
+        choose(name, value, known)
     check_run(out, resume)
     profile = profiles.check(profile or profiles.current())
     recipe = stage2.recipe_for(profile)
@@ -101,9 +102,9 @@ def transfer_command(
         block=block,
     )
     for line in [*stage2.describe(run, prepared, crosswalk), *prepared.describe()]:
-        cli.console.print(line)
+        console.print(line)
     parts = " and ".join(name for name, on in (("CDKS", cdks), ("CDSA", cdsa)) if on) or "neither CDKS nor CDSA"
-    cli.console.print(f"model   TransLU with {parts}; {recipe.steps} steps of {recipe.batch_size}, profile {profile}")
+    console.print(f"model   TransLU with {parts}; {recipe.steps} steps of {recipe.batch_size}, profile {profile}")
     try:
         model, config, result = stage2.transfer(
             run,
@@ -132,11 +133,11 @@ def transfer_command(
     data, what = (prepared.test, "test") if prepared.test is not None else (prepared.validation, "validation")
     metrics = workflow.run_evaluation(model, config, data, device=device)
     workflow.write_json(out / "metrics.json", {"data": f"the {what} blocks of the run", "metrics": metrics})
-    cli._print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
-    cli._print_tree_measures(metrics)
+    print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
+    print_tree_measures(metrics)
     pictures = workflow.pictures(model, config, data, result["history"], metrics, out)
-    cli.console.print(
+    console.print(
         f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
         f"{result['device']}); pictures: {', '.join(str(path) for path in pictures)}"
     )
-    cli.console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif")
+    console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif")

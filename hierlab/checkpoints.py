@@ -103,7 +103,7 @@ def make_config(
 ) -> dict:
     """The content of ``model.json``: all that :func:`build_model` needs, and what a user should know.
 
-    ``network`` and ``options`` go to :func:`hierlab.networks.build`, ``mean`` and ``std`` are the statistics of each
+    ``network`` and ``options`` go to :func:`hierlab.models.build`, ``mean`` and ``std`` are the statistics of each
     band, ``head`` is ``"bhccm"`` (with ``fusion`` and ``residual``, see :func:`hierlab.hierars.hierarchical`),
     ``"flat"``, or ``"translu"`` (with ``head_options``, see :func:`hierlab.translu.rebuild`), ``patch`` the pixels a
     side and ``gsd`` the metres a pixel that it is trained at; ``more`` is kept as it is. Raises ValueError for an
@@ -147,17 +147,17 @@ def check_config(config: dict, where: str) -> None:
 def build_model(config: dict, weights: str | None = None) -> Normalized:
     """The model that ``config`` (see :func:`make_config`) describes, in training mode, on the CPU.
 
-    ``weights`` are for the encoder, as in :func:`hierlab.networks.build`; without them it starts at random
+    ``weights`` are for the encoder, as in :func:`hierlab.models.build`; without them it starts at random
     (``seed_everything`` first makes that repeatable).
     """
-    from . import networks
+    from . import models
     from .hierars import hierarchical
     from .translu import rebuild
 
     check_config(config, "The config")
     tree = ClassTree.from_dict(config["tree"])
     options = config.get("network_options", {})
-    network = networks.build(config["network"], config["bands"], tree.num_leaves, weights=weights, **options)
+    network = models.build(config["network"], config["bands"], tree.num_leaves, weights=weights, **options)
     if config["head"] == "bhccm":
         network = hierarchical(network, tree, layer="classifier", **config.get("head_options", {}))
     elif config["head"] == "translu":

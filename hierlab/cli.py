@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from . import _experiments_cli, _transfer_cli, _twin_cli, profiles
+from ._show import choose, console, print_rows, print_table, print_tree_measures
 
 app = typer.Typer(
     add_completion=False,
@@ -30,7 +29,6 @@ app.add_typer(_twin_cli.app, name="twin")
 _experiments_cli.register(app)
 _transfer_cli.register(app)
 app.add_typer(bench, name="bench")
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 SEVERAL = ("--images", "--labels", "--bands", "--rows")
 KINDS = ("networks", "trees", "datasets", "experiments")
@@ -99,6 +97,8 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Encoder weights: imagenet (needs the network) or a file.")
     ] = None,
+    width: Annotated[float, typer.Option(help="Fraction of the network's channels to keep.")] = 1.0,
+    depth: Annotated[float, typer.Option(help="Fraction of the network's blocks to keep.")] = 1.0,
     bands: Annotated[list[str] | None, typer.Option(help="Bands to use, by name or number; all by default.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the labelled pixels held out as blocks.")] = 0.2,
     test: Annotated[float, typer.Option(help="A second held-out share, for `hierlab evaluate`.")] = 0.0,
@@ -109,6 +109,9 @@ def train(
     residual: Annotated[bool, typer.Option("--residual", help="BHCCM's residual variant.")] = False,
     consistency: Annotated[str, typer.Option(help="Reading of L_HPC: path, concat or none.")] = "path",
     alpha: Annotated[float, typer.Option(help="Weight of L_HPC in L_HSC.")] = 2.0,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="Labels are coarser than the image (paraformer, paraformer-light): PLAT.")
+    ] = False,
     rule: Annotated[str, typer.Option(help="Decoding: sigmoid (as printed) or log_softmax.")] = "sigmoid",
 ) -> None:
     """Train a hierarchical model on rasters and labels."""
@@ -117,9 +120,9 @@ def train(
     from .train import Interrupted, check_run
     from .tree import RULES, ClassTree
 
-    _choice("--head", head, ("flat", "bhccm"))
-    _choice("--consistency", consistency, ("path", "concat", "none"))
-    _choice("--rule", rule, RULES)
+    choose("--head", head, ("flat", "bhccm"))
+    choose("--consistency", consistency, ("path", "concat", "none"))
+    choose("--rule", rule, RULES)
     check_run(out, resume)
     profile = profiles.check(profile or profiles.current())
     recipe = workflow.DEFAULT_RECIPE.scaled(profile)
@@ -159,7 +162,9 @@ def train(
             alpha=alpha,
             consistency=None if consistency == "none" else consistency,
             rule=rule,
+            weak=weak,
             weights=weights,
+            options={name: value for name, value in {"width": width, "depth": depth}.items() if value != 1},
             seed=seed,
             device=device,
             resume=resume,
@@ -171,8 +176,8 @@ def train(
     data, what = (prepared.test, "test") if prepared.test is not None else (prepared.validation, "validation")
     metrics = workflow.run_evaluation(model, config, data, device=device)
     workflow.write_json(out / "metrics.json", {"data": f"the {what} blocks of the run", "metrics": metrics})
-    _print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
-    _print_tree_measures(metrics)
+    print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
+    print_tree_measures(metrics)
     pictures = workflow.pictures(model, config, data, result["history"], metrics, out)
     console.print(
         f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
@@ -199,14 +204,14 @@ def evaluate(
     from .tree import ClassTree
 
     if part is not None:
-        _choice("--part", part, ("train", "validation", "test", "all"))
+        choose("--part", part, ("train", "validation", "test", "all"))
     model, config, data, what = workflow.held_out(run, images, labels, part=part, label_crs=label_crs)
     tree = ClassTree.from_dict(config["tree"])
     console.print(f"{int(data.counts.sum()):,} labelled pixels: {what}")
     metrics = workflow.run_evaluation(model, config, data, device=device, progress=True)
-    _print_table(table(metrics, tree), f"{run}: {what}")
-    _print_tree_measures(metrics)
-    _print_table(per_class(metrics, tree), "Classes")
+    print_table(table(metrics, tree), f"{run}: {what}")
+    print_tree_measures(metrics)
+    print_table(per_class(metrics, tree), "Classes")
     name = f"evaluation-{data.part if what.startswith('the') else 'all'}-{images[0].stem}"
     workflow.write_json(run / f"{name}.json", {"data": what, "images": list(map(str, images)), "metrics": metrics})
     picture = workflow.map_picture(model, config, data, run / f"{name}.png")
@@ -263,7 +268,7 @@ def map_command(
         for entry in sorted(level["classes"], key=lambda entry: -entry["pixels"])
         if entry["pixels"]
     ]
-    _print_rows(("level", "class", "share", "ha"), rows, str(out))
+    print_rows(("level", "class", "share", "ha"), rows, str(out))
     console.print(
         f"{result['mpx_per_s']:.2f} Mpx/s, {result['windows']} windows ({result['skipped']} without data skipped), "
         f"peak memory {result['peak_rss_mb']:.0f} MB"
@@ -276,17 +281,18 @@ def list_command(
     what: Annotated[str, typer.Argument(help="networks, trees, datasets or experiments.")],
 ) -> None:
     """List what there is, a line each."""
-    _choice("WHAT", what, KINDS)
+    choose("WHAT", what, KINDS)
     if what == "networks":
-        from .networks import DECODERS, NETWORKS
+        from .models import NETWORKS
+        from .networks import DECODERS
 
-        _print_rows(("network", ""), list(NETWORKS.items()), "Networks")
+        print_rows(("network", ""), list(NETWORKS.items()), "Networks")
         console.print(f"Any timm encoder goes with any decoder: <encoder>-<{'|'.join(DECODERS)}>")
     elif what == "trees":
         from .tree import ClassTree, shipped
 
         trees = [ClassTree.load(name) for name in shipped()]
-        _print_rows(("tree", "classes", ""), [(t.name, "/".join(map(str, t.sizes)), t.title) for t in trees], "Trees")
+        print_rows(("tree", "classes", ""), [(t.name, "/".join(map(str, t.sizes)), t.title) for t in trees], "Trees")
     elif what == "datasets":
         from .twin import PRESETS
 
@@ -294,7 +300,7 @@ def list_command(
             (name, preset.title, preset.sensor or preset.series, preset.tree, _options(preset.values))
             for name, preset in PRESETS.items()
         ]
-        _print_rows(("data set", "", "sensor", "tree", "options"), rows, "Data sets of the built-in twin")
+        print_rows(("data set", "", "sensor", "tree", "options"), rows, "Data sets of the built-in twin")
         console.print("As files: hierlab twin export <data set> DIR")
     else:
         _experiments_cli.list_experiments()
@@ -309,14 +315,14 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Parameters, multiply-accumulates, and the shape of every stage."""
-    from .networks import describe as count
+    from .models import describe as count
 
     result = count(network, bands, classes, size)
     if as_json:
         print(json.dumps(result, indent=1))
         return
     rows = [(s["name"], "×".join(map(str, s["shape"])), f"1/{s['stride']}") for s in result["stages"]]
-    _print_rows(("stage", "channels×height×width", "scale"), rows, network)
+    print_rows(("stage", "channels×height×width", "scale"), rows, network)
     console.print(f"{result['params'] / 1e6:.2f} M parameters, {result['gmac']:.2f} GMAC for {bands}×{size}×{size}")
 
 
@@ -339,37 +345,5 @@ def bench_twin(out: Annotated[Path, typer.Option(help="Folder for the CSV.")] = 
     twin_bench(out)
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}; got '{value}'.")
-
-
 def _options(values: dict[str, tuple]) -> str:
     return "; ".join(f"{option}: {', '.join(map(str, choices))}" for option, choices in values.items())
-
-
-def _print_rows(head: tuple[str, ...], rows: list[tuple], title: str) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in head:
-        table.add_column(name, no_wrap=name in ("network", "tree", "level", "data set", "experiment", "stage"))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def _print_table(frame, title: str) -> None:
-    """A DataFrame of measures between 0 and 1, shown in percent, and of counts."""
-    frame = frame.reset_index()
-
-    def shown(value) -> str:
-        return f"{100 * value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-
-    rows = [tuple(map(shown, row)) for row in frame.values.tolist()]
-    _print_rows(tuple(map(str, frame.columns)), rows, f"{title} (percent)")
-
-
-def _print_tree_measures(metrics: dict) -> None:
-    console.print(
-        f"hierarchical F {100 * metrics['hF']:.2f} %, tree distance {metrics['tree_distance']:.3f} "
-        f"({metrics['mistake_distance']:.2f} among mistakes), consistency {100 * metrics['consistency']:.2f} %"
-    )

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .losses import FlatLoss, cross_entropy
-from .networks.compose import _scaled
+from .networks.compose import scaled
 from .networks.parts import BatchNorm2d
-from .networks.weights import _align, _from_file, _from_hub, _some
+from .networks.weights import align, from_file, from_hub, some
 from .tree import IGNORE, ClassTree
 
 log = logging.getLogger(__name__)
@@ -386,7 +386,7 @@ def build(
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
     chosen = known | _SETTINGS.get(name, {}) | options
     for key, unit in {"channels": 8, "stem": 32, "dim": 64, "decoder": 8}.items():
-        chosen[key] = _scaled(chosen[key], width, unit)
+        chosen[key] = scaled(chosen[key], width, unit)
     for key in ("blocks", "layers"):
         chosen[key] = max(1, round(chosen[key] * depth))
     model = Paraformer(bands, classes, **chosen, name=name)
@@ -417,15 +417,15 @@ def load_weights(model: Paraformer, source: str | os.PathLike) -> dict[str, list
     if model.vit is None:
         raise ValueError(f"{model.name} has no transformer to load weights into: build it with weights=None.")
     own = model.state_dict()
-    stored = _from_hub(VIT) if str(source) == "imagenet" else _from_file(Path(source))
+    stored = from_hub(VIT) if str(source) == "imagenet" else from_file(Path(source))
     vit = {key: key.removeprefix(_PREFIX) for key in own if key.startswith(_PREFIX)}
-    names = _align({key: key for key in own}, stored)
+    names = align({key: key for key in own}, stored)
     if not any(key in names for key in vit):
-        names = _align(vit, stored)
+        names = align(vit, stored)
     if 2 * sum(key in names for key in vit) < len(vit):
         raise ValueError(
             f"{source} holds no weights of a ViT of {len(model.vit.blocks)} layers: {sum(key in names for key in vit)} "
-            f"of {len(vit)} tensors found. It has {_some(list(stored))}; the ViT has {_some(list(vit.values()))}."
+            f"of {len(vit)} tensors found. It has {some(list(stored))}; the ViT has {some(list(vit.values()))}."
         )
     fitted = {key: _fitted(key, stored[found], own[key]) for key, found in names.items()}
     odd = {key.rpartition(".")[0] for key, value in fitted.items() if value is None}  # layers are taken whole
@@ -442,7 +442,7 @@ def load_weights(model: Paraformer, source: str | os.PathLike) -> dict[str, list
             f"{tuple(stored[names[wrong[0]]].shape)} there and {tuple(own[wrong[0]].shape)} here. Build the network "
             "with the width and depth that the weights have, or with weights=None."
         )
-    log.info("%s from %s: %s", model.name, source, "; ".join(f"{k} {len(v)}: {_some(v)}" for k, v in report.items()))
+    log.info("%s from %s: %s", model.name, source, "; ".join(f"{k} {len(v)}: {some(v)}" for k, v in report.items()))
     model.load_state_dict(chosen, strict=False)
     return report
 

@@ -30,7 +30,7 @@ from ._stsnet_series import (
     sample,
 )
 from .networks.parts import BatchNorm2d
-from .networks.weights import _from_file
+from .networks.weights import from_file
 
 __all__ = ["NETWORKS", "ConvLSTM", "CrossResolutionFusion", "CrossScale", "Decoder", "PatchMean", "STSNet"]
 __all__ += ["STSNetSpectral", "STSNetTemporal", "SpatialSpectralEncoder", "SpatioTemporalBlock"]
@@ -453,7 +453,7 @@ def build(
         raise ValueError(f"{name} cannot be built ({error}); given {options}.") from error
     if weights is not None:
         try:
-            network.load_state_dict(_from_file(Path(weights)))
+            network.load_state_dict(from_file(Path(weights)))
         except RuntimeError as error:
             raise ValueError(f"The weights of {weights} are not those of {name} as it was built: {error}") from error
     return network

@@ -42,7 +42,7 @@ def prepare(
         crosswalk = Crosswalk.from_dict(mapping.to_dict(), source, tree or mapping.target, where=mapping.name)
     else:
         crosswalk = Crosswalk.load(mapping, source, tree)
-    bands = workflow._matching_bands(config, workflow.open_scenes(images)[0])
+    bands = workflow.matching_bands(config, workflow.open_scenes(images)[0])
     return workflow.prepare(images, labels, crosswalk.target, recipe, bands=bands, **options), crosswalk
 
 
@@ -137,7 +137,7 @@ def transfer(
         loss={"alpha": alpha, "consistency": consistency, **teaching},
         rule=rule,
         profile=profile or profiles.current(),
-        data=workflow._data_config(prepared),
+        data=workflow.data_config(prepared),
     )
     result = fit(
         model,

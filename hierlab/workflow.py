@@ -20,8 +20,7 @@ from .data.rasters import Scene
 from .data.stats import Statistics, statistics
 from .data.tiles import Split, blocked_split
 from .evaluation import evaluate, predict
-from .hierars import HSCLoss
-from .losses import FlatLoss
+from .models import make_loss
 from .recipes import LAPTOP, Recipe
 from .train import check_run, fit
 from .tree import ClassTree
@@ -151,11 +150,6 @@ def prepare(
     )
 
 
-def make_loss(tree: ClassTree, head: str = "bhccm", alpha: float = 2.0, consistency: str | None = "path"):
-    """The loss that goes with a head: L_HSC for ``bhccm``, cross entropy on the leaves for ``flat``."""
-    return FlatLoss(tree) if head == "flat" else HSCLoss(tree, alpha, consistency)
-
-
 def train(
     prepared: Prepared,
     network: str,
@@ -168,6 +162,7 @@ def train(
     alpha: float = 2.0,
     consistency: str | None = "path",
     rule: str = "sigmoid",
+    weak: bool = False,
     weights: str | None = None,
     options: dict | None = None,
     seed: int = 0,
@@ -176,12 +171,13 @@ def train(
     profile: str | None = None,
     progress: bool = True,
 ) -> tuple[Normalized, dict, dict]:
-    """Train a network on prepared scenes into the run folder ``out``.
+    """Train a network on prepared scenes into the run folder ``out``; ``weak``: see :func:`hierlab.models.make_loss`.
 
     Returns the model, its config (``model.json``) and what :func:`hierlab.train.fit` returns. The validation part
     chooses nothing unless the recipe keeps the best weights, so its score is that of unseen ground.
     """
     check_run(out, resume)
+    loss = make_loss(network, prepared.tree, head, alpha=alpha, consistency=consistency, weak=weak)
     recipe = recipe.replace(patch=prepared.patch)
     seed_everything(seed)
     config = make_config(
@@ -196,15 +192,16 @@ def train(
         options=options,
         patch=prepared.patch,
         gsd=prepared.scenes[0].gsd,
-        loss={"alpha": alpha, "consistency": consistency} if head == "bhccm" else {},
+        loss=({"alpha": alpha, "consistency": consistency} if head == "bhccm" else {})
+        | ({"weak": True} if weak else {}),
         rule=rule,
         profile=profile or profiles.current(),
-        data=_data_config(prepared),
+        data=data_config(prepared),
     )
     model = build_model(config, weights)
     result = fit(
         model,
-        make_loss(prepared.tree, head, alpha, consistency),
+        loss,
         prepared.train,
         prepared.validation,
         prepared.tree,
@@ -220,7 +217,7 @@ def train(
     return model, config, result
 
 
-def _data_config(prepared: Prepared) -> dict:
+def data_config(prepared: Prepared) -> dict:
     """The files and the split of a run, so that ``evaluate`` can find its held-out blocks again."""
     return {
         "source": source_of(prepared.scenes[0].scene),
@@ -260,7 +257,7 @@ def held_out(
     model, config = load(run)
     tree = ClassTree.from_dict(config["tree"])
     scenes = open_scenes(images)
-    bands = _matching_bands(config, scenes[0])
+    bands = matching_bands(config, scenes[0])
     if bands not in (None, list(scenes[0].bands)):
         scenes = open_scenes(images, bands)
     rasters = open_labels(labels, scenes, tree, label_crs)
@@ -285,7 +282,7 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [Path(path).name for path in paths]
 
 
-def _matching_bands(config: dict, scene: Scene) -> list[str] | None:
+def matching_bands(config: dict, scene: Scene) -> list[str] | None:
     """The trained bands by name, where the scene has all of them; else None, the scene's own order.
 
     Raises ValueError when neither the names nor the number of bands fit.
@@ -304,7 +301,7 @@ def _matching_bands(config: dict, scene: Scene) -> list[str] | None:
 def open_for(config: dict, images: Sequence[str | Path]) -> tuple[Scene, str | None]:
     """The scene that ``images`` form with the bands that a model was trained on, and a note where only order tells."""
     scene = Scene.open(images)
-    bands = _matching_bands(config, scene)
+    bands = matching_bands(config, scene)
     if bands is not None:
         return (scene if list(scene.bands) == bands else Scene.open(images, bands)), None
     return scene, (

@@ -6,8 +6,6 @@ import torch
 from test_cli import write
 
 from hierlab import profiles, workflow
-from hierlab.hierars import HSCLoss
-from hierlab.losses import FlatLoss
 from hierlab.tree import ClassTree
 
 TREE = ClassTree.load("nlcd")
@@ -55,12 +53,6 @@ def test_prepare_shrinks_the_patch_and_drops_absent_classes(files):
     assert prepared.patch == 32 and prepared.tree.classes[1] == ("open water", "evergreen forest")
     assert prepared.validation.counts.sum() > 0 and prepared.test is None
     assert any("validation" in line for line in prepared.describe())
-
-
-def test_each_head_has_its_loss():
-    assert isinstance(workflow.make_loss(TREE, "flat"), FlatLoss)
-    loss = workflow.make_loss(TREE, "bhccm", 1.5, "concat")
-    assert isinstance(loss, HSCLoss) and loss.alpha == 1.5 and loss.consistency == "concat"
 
 
 def test_bands_are_matched_by_name_then_by_number(files, tmp_path):

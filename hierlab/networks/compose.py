@@ -107,7 +107,7 @@ def build(
     options |= ({} if drop_path is None else {"drop_path_rate": drop_path}) | (encoder or {})
     unit = 32 if decoder_name == "fpn" else 8  # FPN has groups of 32 channels
     head = {
-        key: _scaled(value, width, unit) if key.endswith("channels") else value
+        key: scaled(value, width, unit) if key.endswith("channels") else value
         for key, value in DECODERS[decoder_name].items()
     } | (decoder or {})
     compose = {"upernet": _upernet, "deeplabv3plus": _deeplabv3plus}.get(decoder_name, _smp)
@@ -183,9 +183,9 @@ def _segnext(
     name: str, bands: int, classes: int, width: float, depth: float, dropout: float, options: dict, head: dict
 ) -> Network:
     variant = dict(VARIANTS[name])
-    channels = _scaled(variant.pop("channels"), width, 32)  # GroupNorm has 32 groups
+    channels = scaled(variant.pop("channels"), width, 32)  # GroupNorm has 32 groups
     variant["depths"] = tuple(max(1, round(blocks * depth)) for blocks in variant["depths"])
-    variant["widths"] = _scaled(WIDTHS, width)
+    variant["widths"] = scaled(WIDTHS, width)
     try:
         encoder = Encoder(MSCAN(bands, **variant | options))
         decoder = LightHam(encoder.channels, **{"channels": channels} | head)
@@ -257,11 +257,11 @@ def _any_size(whole: nn.Module) -> dict:
     return options
 
 
-def _scaled(channels: int | tuple[int, ...], width: float, unit: int = 8):
+def scaled(channels: int | tuple[int, ...], width: float, unit: int = 8):
     """``width`` times the channels, to the nearest multiple of ``unit`` from one unit up."""
     if isinstance(channels, int):
         return channels if width == 1 else max(1, round(channels * width / unit)) * unit
-    return tuple(_scaled(c, width, unit) for c in channels)
+    return tuple(scaled(c, width, unit) for c in channels)
 
 
 def _narrow(whole: nn.Module, width: float, depth: float) -> dict:
@@ -276,21 +276,21 @@ def _narrow(whole: nn.Module, width: float, depth: float) -> dict:
 
     widths = tuple(info["num_chs"] for info in whole.feature_info)
     if isinstance(whole, ConvNeXt):
-        return {"dims": _scaled(widths, width), "depths": blocks(stage.blocks for stage in whole.stages)}
+        return {"dims": scaled(widths, width), "depths": blocks(stage.blocks for stage in whole.stages)}
     if isinstance(whole, ResNet):
         stages = [getattr(whole, info["module"]) for info in whole.feature_info[1:]]
         expansion = stages[0][0].expansion
-        channels = _scaled(tuple(c // expansion for c in widths[1:]), width)
-        stem = {"stem_width": _scaled(widths[0] // 2, width)} if isinstance(whole.conv1, nn.Sequential) else {}
+        channels = scaled(tuple(c // expansion for c in widths[1:]), width)
+        stem = {"stem_width": scaled(widths[0] // 2, width)} if isinstance(whole.conv1, nn.Sequential) else {}
         return {"channels": channels, "layers": blocks(stages), **stem}
     if isinstance(whole, SwinTransformer):
         heads = [stage.blocks[0].attn.num_heads for stage in whole.layers]
-        embed_dim = _scaled(widths[0], width, widths[0] // heads[0])
+        embed_dim = scaled(widths[0], width, widths[0] // heads[0])
         heads = tuple(count * embed_dim // widths[0] for count in heads)
         return {"embed_dim": embed_dim, "num_heads": heads, "depths": blocks(s.blocks for s in whole.layers)}
     if isinstance(whole, VisionTransformer):
         head = whole.blocks[0].attn.head_dim
-        embed_dim = _scaled(whole.embed_dim, width, head)
+        embed_dim = scaled(whole.embed_dim, width, head)
         count = max(4, round(len(whole.blocks) * depth))  # UPerNet takes four maps
         return {"embed_dim": embed_dim, "num_heads": embed_dim // head, "depth": count}
     raise ValueError(

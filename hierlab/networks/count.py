@@ -7,7 +7,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .compose import build
-from .parts import Network
 
 
 def describe(
@@ -72,8 +71,8 @@ def describe(
 
 
 def _root(model: nn.Module) -> nn.Module:
-    """The part whose children are the stages: the network inside a wrapper, or the model itself."""
-    return next((module for module in model.modules() if isinstance(module, Network)), model)
+    """The part whose children are the stages: the first with a name, inside wrappers, or the model itself."""
+    return next((module for module in model.modules() if isinstance(getattr(module, "name", None), str)), model)
 
 
 def _recorder(stages: list[dict], name: str, size: tuple[int, int]):

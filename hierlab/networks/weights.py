@@ -39,12 +39,12 @@ def load_weights(network: Network, source: str | os.PathLike) -> dict[str, list[
             f"timm's hub has no weights for the encoder of {network.name}: give the file that was published with "
             f"SegNeXt ({network.encoder_name.replace('-', '_')}.pth or the like), or weights=None for random ones."
         )
-    stored = _from_hub(network.encoder_name) if imagenet else _from_file(Path(source))
+    stored = from_hub(network.encoder_name) if imagenet else from_file(Path(source))
     stored = from_published(stored) if mscan else stored
-    names = _align({key: key for key in own}, stored)
+    names = align({key: key for key in own}, stored)
     if not any(key.startswith(_BODY) for key in names):
         if mscan:
-            raise ValueError(f"{source} holds no weights of MSCAN. It has {_some(list(stored))}.")
+            raise ValueError(f"{source} holds no weights of MSCAN. It has {some(list(stored))}.")
         names, stored = _align_encoder(network, own, stored, source)
 
     report: dict[str, list[str]] = {"matched": [], "missing": [], "mismatched": [], "unused": []}
@@ -69,26 +69,26 @@ def load_weights(network: Network, source: str | os.PathLike) -> dict[str, list[
         )
     lacking = [key for key in report["missing"] if key.startswith(_BODY)]
     if lacking:
-        log.warning("%s lacks %d tensors of the encoder, left random: %s", source, len(lacking), _some(lacking))
+        log.warning("%s lacks %d tensors of the encoder, left random: %s", source, len(lacking), some(lacking))
     log.info(
         "%s from %s: %d of %d tensors; not in the source: %s; of another shape: %s; unused: %s",
         network.name,
         source,
         len(chosen),
         len(own),
-        _some(report["missing"]),
-        _some(report["mismatched"]),
-        _some(report["unused"]),
+        some(report["missing"]),
+        some(report["mismatched"]),
+        some(report["unused"]),
     )
     network.load_state_dict(chosen, strict=False)
     return report
 
 
-def _some(keys: list[str]) -> str:
+def some(keys: list[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "") if keys else "none"
 
 
-def _align(wanted: dict[str, str], stored: dict[str, Tensor]) -> dict[str, str]:
+def align(wanted: dict[str, str], stored: dict[str, Tensor]) -> dict[str, str]:
     """{key of the network: key in the source} under the one prefix of the source that fits most names.
 
     ``wanted`` gives the name to look for by key of the network.
@@ -105,7 +105,7 @@ def _align_encoder(network: Network, own: dict, stored: dict, source) -> tuple[d
     """The same for a source that holds an encoder under timm's names, or names that timm itself can convert."""
     whole = reference(network.encoder_name)
     wanted = _timm_names(own, whole.state_dict())
-    names = _align(wanted, stored)
+    names = align(wanted, stored)
     convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
     if len(names) < len(wanted) and convert is not None:
         try:
@@ -113,13 +113,13 @@ def _align_encoder(network: Network, own: dict, stored: dict, source) -> tuple[d
         except (KeyError, AttributeError, IndexError, RuntimeError, ValueError):
             log.debug("timm cannot convert the names in %s", source, exc_info=True)
         else:
-            better = _align(wanted, converted)
+            better = align(wanted, converted)
             if len(better) > len(names):
                 names, stored = better, converted
     if 2 * len(names) < len(wanted):
         raise ValueError(
             f"{source} holds no weights of the encoder {network.encoder_name}: {len(names)} of {len(wanted)} tensors "
-            f"found. It has {_some(list(stored))}; the encoder has {_some(list(wanted.values()))}."
+            f"found. It has {some(list(stored))}; the encoder has {some(list(wanted.values()))}."
         )
     return names, stored
 
@@ -148,7 +148,7 @@ def _adapt(value: Tensor, target: Tensor) -> Tensor | None:
     return None
 
 
-def _from_hub(encoder_name: str) -> dict[str, Tensor]:
+def from_hub(encoder_name: str) -> dict[str, Tensor]:
     import timm
 
     published = timm.get_pretrained_cfg(encoder_name)
@@ -165,7 +165,7 @@ def _from_hub(encoder_name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _from_file(path: Path) -> dict[str, Tensor]:
+def from_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Pickled objects other than tensors are refused, not loaded."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {path}. Weights are a file, 'imagenet' or None.")

@@ -1,0 +1,43 @@
+"""What the command line prints: tables, and complaints about options."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError, with what there is, unless ``value`` of the option ``name`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}; got '{value}'.")
+
+
+def print_rows(head: tuple[str, ...], rows: list[tuple], title: str) -> None:
+    """A table of text, one tuple a row; names stay on one line."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in head:
+        table.add_column(name, no_wrap=name in ("network", "tree", "level", "data set", "experiment", "stage"))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_table(frame, title: str) -> None:
+    """A DataFrame of measures between 0 and 1, shown in percent, and of counts."""
+    frame = frame.reset_index()
+
+    def shown(value) -> str:
+        return f"{100 * value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+    rows = [tuple(map(shown, row)) for row in frame.values.tolist()]
+    print_rows(tuple(map(str, frame.columns)), rows, f"{title} (percent)")
+
+
+def print_tree_measures(metrics: dict) -> None:
+    """The measures of :class:`hierlab.metrics.TreeMetrics` that no level has, in a line."""
+    console.print(
+        f"hierarchical F {100 * metrics['hF']:.2f} %, tree distance {metrics['tree_distance']:.3f} "
+        f"({metrics['mistake_distance']:.2f} among mistakes), consistency {100 * metrics['consistency']:.2f} %"
+    )
