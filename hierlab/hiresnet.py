@@ -432,8 +432,8 @@ def edge_aware(
     takes one class against all others, drawn anew from those in the batch (Fig. 2), ``"all"`` every class. The mean is
     over the known pixels of every image and class that the image's label holds: absent classes give 0.
 
-    A distance counts in pixels, so an error weighs up to 2 · ``steps``^β, against 1 in the other losses. With the
-    default of 4 L_CEA is some two to three times the others, as the weights 1 : 1 : 0.4 suppose (Section IV.C.3).
+    A distance counts in pixels, so with s ``steps`` an error weighs up to 2 · s^β, against 1 in the other losses. With
+    the default of 4, L_CEA starts at some two times the others, as the weights 1 : 1 : 0.4 suppose (Section IV.C.3).
     """
     if classes not in ("random", "all"):
         raise ValueError(f"classes is 'random' or 'all'; got {classes!r}.")

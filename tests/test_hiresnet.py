@@ -126,7 +126,7 @@ def test_the_budget_of_the_blocks():
     network = full_size("hiresnet")
     blocks = [module for module in network.modules() if isinstance(module, IABlock)]
     assert len(blocks) == 2 * 4 + 4 * 3 * 12 == 152
-    assert (network.params_without_ocr - sum(map(count, blocks))) / 1e6 == pytest.approx(7.55, abs=0.005)
+    assert (network.params_without_ocr - sum(map(count, blocks))) / 1e6 == pytest.approx(7.55, abs=0.01)
     c = 96
     dense = 4 * c * c + 2 * c * c + c * c
     assert count(IABlock(c)) == dense + 81 * c + 2 * c + (3 + 1 + 1 + 2 + 1) * c  # kernel, BN, biases
