@@ -10,6 +10,7 @@ Letters: B batch, C bands or channels, K classes, D width of the refined feature
 
 import inspect
 import math
+import os
 from collections import OrderedDict
 from functools import partial
 
@@ -291,8 +292,9 @@ VARIANTS = {
 }
 """The settings of every network by name. ``stem``: ``"bottleneck"`` (HRNet's first stage) or ``"funnel"``, of so many
 blocks. ``channels`` of the branches; ``modules`` a stage, of so many ``blocks`` a branch, ``"basic"`` or ``"ia"`` with
-the options ``ia`` of :class:`IABlock`. ``norm_first``: BN before convolutions (:class:`Fusion`). ``ocr``: feature
-refinement. ``refined_width``, ``key_width``: channels of the head and of OCR's attention."""
+the options ``ia`` of :class:`IABlock`. ``norm_first``: BN before the convolutions between the branches, and no ReLU
+after their sums (Fig. 5), or HRNet's order. ``ocr``: feature refinement. ``refined_width``, ``key_width``: channels of
+the head and of OCR's attention."""
 
 NETWORKS = {
     "hrnet-w48": "HRNet-W48, the baseline of Hi-ResNet",
@@ -305,7 +307,14 @@ NETWORKS = {
 
 
 def build(
-    name: str, bands: int, classes: int, weights=None, *, width: float = 1.0, depth: float = 1.0, **options
+    name: str,
+    bands: int,
+    classes: int,
+    weights: str | os.PathLike | None = None,
+    *,
+    width: float = 1.0,
+    depth: float = 1.0,
+    **options,
 ) -> HiResNet:
     """The network called ``name``, one of :data:`NETWORKS`, for ``bands`` input bands and ``classes`` classes.
 
@@ -350,11 +359,11 @@ def build(
         settings[key] = scaled(settings[key], width, 8)
     for key in ("stem_blocks", "modules", "blocks"):
         settings[key] = scaled(settings[key], depth, 1)
-    network = HiResNet(bands, classes, name=name, **settings)
     if weights == "imagenet" and (settings["stem"], settings["block"]) != ("bottleneck", "basic"):
         raise ValueError(
             f"There are no ImageNet weights for {name}: pre-train it (hierlab.pretraining), or give a file."
         )
+    network = HiResNet(bands, classes, name=name, **settings)
     if weights is not None:
         load_weights(network, weights)
     return network

@@ -91,13 +91,13 @@ class TestHierarchical(ModelContract):
 
 # --------------------------------------------------------------------------------------------- published sizes
 
-PUBLISHED = {  # millions of parameters and GMAC at 512 × 512
-    "hrnet-w48": (68.65, 139.1),
-    "hiresnet-v1": (96.56, 204.4),
-    "hiresnet-v2": (153.32, 204.4),
-    "hiresnet-base": (46.50, 139.4),
-    "hiresnet-base-funnel": (50.25, None),
-    "hiresnet": (26.0, None),
+PUBLISHED = {  # millions of parameters
+    "hrnet-w48": 68.65,
+    "hiresnet-v1": 96.56,
+    "hiresnet-v2": 153.32,
+    "hiresnet-base": 46.50,
+    "hiresnet-base-funnel": 50.25,
+    "hiresnet": 26.0,
 }
 
 
@@ -110,16 +110,17 @@ def full_size(name, ocr=None):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_full_size_networks_have_the_published_parameters(name):
-    millions, _ = PUBLISHED[name]
-    network = full_size(name)
+    millions, network = PUBLISHED[name], full_size(name)
     assert network.params_without_ocr / 1e6 == pytest.approx(millions, rel=0.02 if name == "hiresnet" else 0.005)
-    second = 512 * 6 - 6 if name == "hiresnet" else 0  # OCR's half of the classifier, which then has no bias
-    assert network.params_without_ocr == count(full_size(name, ocr=False)) + second
+    if name == "hiresnet":
+        second = 512 * 6 - 6  # OCR's half of the classifier, which then has no bias
+        assert network.params_without_ocr == count(full_size(name, ocr=False)) + second < count(network)
+    else:
+        assert network.params_without_ocr == count(network)
 
 
-@pytest.mark.parametrize("name", ["hrnet-w48", "hiresnet-base"])  # the others take long to count
-def test_multiply_accumulates_are_the_published(name):
-    assert describe(full_size(name))["gmac"] == pytest.approx(PUBLISHED[name][1], rel=0.005)
+def test_multiply_accumulates_are_the_published():
+    assert describe(full_size("hiresnet-base"))["gmac"] == pytest.approx(139.4, rel=0.005)
 
 
 def test_the_budget_of_the_blocks():
@@ -644,7 +645,7 @@ def test_it_learns_a_drawn_patch():
     majority = label[known].bincount().max().item() / known.sum().item()
     model, loss = build("hiresnet", 3, 7, width=0.125, depth=0.1), HiResNetLoss(LOVEDA)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss(model(batch), batch)[0].backward()
         optimizer.step()
