@@ -28,7 +28,7 @@ def began(tmp_path, monkeypatch):
 def dask_cluster(workers: int, **config):
     """A local Dask cluster of worker processes that end with the block; four minutes are the most that it may take."""
     before = children()
-    quiet = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+    quiet = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with dask.config.set(config), distributed.LocalCluster(**quiet) as cluster:
         late = threading.Timer(240, cluster.close)  # a run that hangs then raises for its lost scheduler
         late.start()
@@ -101,3 +101,15 @@ def test_a_cluster_that_is_not_there_is_said(began):
         ):
             run(fake_runner.experiment(), scheduler=address, **PLAYED)
     assert began() == []
+
+
+@pytest.mark.parametrize("workers, said", [(0, "has no workers yet"), (1, "--nthreads 1")])
+def test_a_cluster_that_is_not_ready_is_said_and_used(began, workers, said):
+    """No workers until there is work; or one in this process, with two threads."""
+    quiet = {"processes": False, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+    with distributed.LocalCluster(n_workers=workers, threads_per_worker=2, **quiet) as cluster:
+        if not workers:
+            cluster.adapt(maximum=1, interval="50ms")
+        with pytest.warns(UserWarning, match=said):
+            records = run(fake_runner.experiment(), seeds=[0], scheduler=cluster.scheduler_address, **PLAYED)
+    assert len(records) == 3 and len(began()) == 3

@@ -212,6 +212,8 @@ def test_records_of_jobs_are_checked_in_full():
         record.validate({**whole, "cost": {k: v for k, v in whole["cost"].items() if k != "job_seconds"}})
     with pytest.raises(ValueError, match="named fields; got a list"):
         record.validate([1])
+    with pytest.raises(ValueError, match=r"needs 'setting\.depth'"):
+        record.validate({**whole, "setting": {"width": 1.0}})
 
 
 @pytest.fixture
@@ -320,6 +322,9 @@ def test_costs_follow_from_records_and_are_nowhere_guessed(both_kinds):
     assert paper["data"] == "real" and paper["recorded"] == 4 and math.isnan(paper["all [h]"])  # four rows have none
     nothing = found[found["device"] == costs.NO_RECORD]
     assert len(found) == 3 * len(EXPERIMENTS) == len(nothing) + 2 and nothing["hours"].isna().all()
+    assert [said.partition(" on a GPU")[0] for said in costs.told(found)] == [
+        f"{key}: no record" for key in EXPERIMENTS
+    ]
 
 
 def test_costs_keep_devices_apart(tmp_path):
@@ -336,5 +341,9 @@ def test_costs_keep_devices_apart(tmp_path):
     seeds = TABLE_10.setting("gpu").seeds
     assert found.loc["a GPU", "all [h]"] == pytest.approx(seeds * 4 / 60) and found.loc["a GPU", "GPU"]
     assert (found.loc["a GPU", "shortest [min]"], found.loc["a GPU", "longest [min]"]) == (1, 3)
+    said = costs.told(costs.costs(tmp_path))
+    assert said[0].startswith("hierars/table-07: no record on a GPU")
+    assert said[1].startswith("hierars/table-10, profile gpu, twin: 0.07 GPU hours for 2 jobs, one after the other on")
+    assert said[1].endswith(f"all {2 * seeds} jobs take {seeds * 4 / 60:.2f}.") and len(said) == 2
     (other,) = set(found.index) - {"a GPU"}
     assert found.loc[other, "hours"] == pytest.approx(1 / 60) and math.isnan(found.loc[other, "all [h]"])

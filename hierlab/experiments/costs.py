@@ -70,3 +70,20 @@ def _line(experiment: Experiment, profile: str, device: str, twin: bool, records
         "longest [min]": taken.max() / 60,
         "all [h]": float(np.sum(means.to_numpy())) * seeds / 3600,
     }
+
+
+def told(found: pd.DataFrame) -> list[str]:
+    """The GPU hours of :func:`costs` in a sentence a table and profile, or that a table has no record on a GPU."""
+    sentences = []
+    for key in found.index.unique("table"):
+        lines = found.loc[key].query("GPU")
+        if lines.empty:
+            sentences.append(f"{key}: no record on a GPU, so nothing can be said of GPU hours.")
+        for profile, line in lines.iterrows():
+            known = line["recorded"] and not np.isnan(line["all [h]"])
+            whole = f"all {line['jobs']} jobs take {line['all [h]']:.2f}" if known else "some rows have no record"
+            sentences.append(
+                f"{key}, profile {profile}, {line['data']}: {line['hours']:.2f} GPU hours for {line['recorded']} jobs, "
+                f"one after the other on one {line['device']}; {whole}."
+            )
+    return sentences

@@ -315,8 +315,15 @@ def _on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, dict]]
             "`dask worker ADDRESS`, and give the address that the scheduler prints, tcp://HOST:PORT."
         ) from error
     with client:
-        if not client.nthreads():
+        threads = client.nthreads()
+        if not threads:
             warnings.warn(f"The scheduler at {address} has no workers yet; the jobs wait for some.", stacklevel=2)
+        elif max(threads.values()) > 1:
+            warnings.warn(
+                f"The cluster at {address} has workers with several threads. A worker process does one job at a time, "
+                "so jobs may queue on one while another has none: start them with --nthreads 1.",
+                stacklevel=2,
+            )
         waiting = {client.submit(perform, job, pure=False, key=_key(job)): n for n, job in enumerate(jobs)}
         given_up = []
         try:

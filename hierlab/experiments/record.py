@@ -51,6 +51,14 @@ JOB = {  # what the record of a job has besides; it is told by its hash
     "machine": {"device": TEXT, "threads": WHOLE, "system": TEXT},
     "versions": {"hierlab": TEXT, "python": TEXT, "torch": TEXT},
 }
+SETTING = {  # what the record of a job may say besides: the size of the run, as the experiment's profile has it
+    "width": NUMBER,
+    "depth": NUMBER,
+    "steps": WHOLE,
+    "batch": WHOLE,
+    "lr": NUMBER + NONE,
+    "precision": TEXT + NONE,
+}
 COVERED = ("twin_version", "twin_seed")  # fields of the data that their fingerprint stands for
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
 KINDS[type(None)] = "null"
@@ -110,7 +118,7 @@ def validate(record: dict) -> dict:
         raise ValueError(f"A run record is a set of named fields; got {_kind(record)}.")
     _check(record, REQUIRED, "")
     if "hash" in record:
-        _check(record, JOB, "")
+        _check(record, JOB | ({"setting": SETTING} if "setting" in record else {}), "")
         if not record["metrics"]["levels"]:
             raise ValueError("'metrics.levels' of a run record is empty; it needs an entry a level.")
         for place, level in enumerate(record["metrics"]["levels"]):
