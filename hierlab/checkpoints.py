@@ -31,17 +31,22 @@ _NEEDED = ("network", "bands", "head", "tree", "normalisation")
 class Normalize(nn.Module):
     """``batch["image"]`` (B, C, H, W) in the sensor's units -> (image − mean) / std, band by band, in float32.
 
-    Where ``batch["valid"]`` (B, H, W), bool, is given and False, the result is 0, which is the mean. The other
-    entries of the batch pass through. ``mean`` and ``std`` are buffers (C,); without them the image keeps its values.
-    Raises ValueError for a std that is not positive, and for an image whose bands do not fit.
+    Where ``batch["valid"]`` (B, H, W), bool, is given and False, the result is 0, which is the mean. ``mean`` and
+    ``std`` are buffers (C,); without them the image keeps its values. ``batch["series"]`` (B, T, C', h, w), if there is
+    one, goes the same way with ``series``, a dict of its own ``mean`` and ``std``, and with ``batch["series_valid"]``
+    (B, T, h, w) or (B, T). The other entries of the batch pass through. Raises ValueError for a std that is not
+    positive, and for bands that do not fit.
     """
 
-    def __init__(self, mean=None, std=None):
+    def __init__(self, mean=None, std=None, series: dict | None = None):
         super().__init__()
-        self.mean: Tensor | None
-        self.std: Tensor | None
+        self._keep("", mean, std)
+        self._keep("series_", **(series or {}))
+
+    def _keep(self, prefix: str, mean=None, std=None) -> None:
         if mean is None:
-            self.mean = self.std = None
+            self.register_buffer(prefix + "mean", None)
+            self.register_buffer(prefix + "std", None)
             return
         mean, std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         if mean.ndim != 1 or mean.shape != std.shape or not (torch.isfinite(mean) & torch.isfinite(std)).all():
@@ -50,8 +55,8 @@ class Normalize(nn.Module):
         if (std <= 0).any():
             bands = (std <= 0).nonzero().flatten().tolist()
             raise ValueError(f"Band(s) {bands} have a std of 0, so a constant value: leave them out, or give std 1.")
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.register_buffer(prefix + "mean", mean)
+        self.register_buffer(prefix + "std", std)
 
     def forward(self, batch: dict) -> dict:
         image = batch["image"].float()
@@ -61,7 +66,21 @@ class Normalize(nn.Module):
             image = (image - self.mean[:, None, None]) / self.std[:, None, None]
         if batch.get("valid") is not None:
             image = torch.where(batch["valid"][:, None], image, 0.0)
-        return {**batch, "image": image}
+        if "series" not in batch:
+            return {**batch, "image": image}
+        return {**batch, "image": image, "series": self._series(batch["series"].float(), batch.get("series_valid"))}
+
+    def _series(self, series: Tensor, valid: Tensor | None) -> Tensor:
+        if self.series_mean is not None:
+            if series.ndim != 5 or series.shape[2] != len(self.series_mean):
+                raise ValueError(
+                    f"The model takes series (B, T, {len(self.series_mean)}, h, w); got {tuple(series.shape)}."
+                )
+            series = (series - self.series_mean[:, None, None]) / self.series_std[:, None, None]
+        if valid is not None:
+            valid = valid if valid.ndim == 4 else valid[..., None, None]
+            series = torch.where(valid[:, :, None], series, 0.0)
+        return series
 
 
 class Normalized(nn.Module):
@@ -71,13 +90,13 @@ class Normalized(nn.Module):
     would lose their differences in bfloat16.
     """
 
-    def __init__(self, network: nn.Module, mean=None, std=None):
+    def __init__(self, network: nn.Module, mean=None, std=None, series: dict | None = None):
         super().__init__()
-        self.normalize = Normalize(mean, std)
+        self.normalize = Normalize(mean, std, series)
         self.network = network
 
     def forward(self, batch: dict) -> dict:
-        """``batch["image"]`` (B, C, H, W), and ``batch["valid"]`` (B, H, W) if some pixels are not."""
+        """``batch["image"]`` (B, C, H, W), ``batch["valid"]`` (B, H, W) if some pixels are not, and the rest."""
         batch = self.normalize(batch)
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), batch["image"])
         return self.network({**batch, "image": batch["image"].to(weight.dtype)})
@@ -92,6 +111,7 @@ def make_config(
     mean: list[float],
     std: list[float],
     *,
+    series: dict | None = None,
     band_names: list[str] | None = None,
     head: str = "bhccm",
     fusion: str = "both",
@@ -104,10 +124,11 @@ def make_config(
     """The content of ``model.json``: all that :func:`build_model` needs, and what a user should know.
 
     ``network`` and ``options`` go to :func:`hierlab.models.build`, ``mean`` and ``std`` are the statistics of each
-    band, ``head`` is ``"bhccm"`` (with ``fusion`` and ``residual``, see :func:`hierlab.hierars.hierarchical`),
-    ``"flat"``, or ``"translu"`` (with ``head_options``, see :func:`hierlab.translu.rebuild`), ``patch`` the pixels a
-    side and ``gsd`` the metres a pixel that it is trained at; ``more`` is kept as it is. Raises ValueError for an
-    unknown head and for statistics that do not fit.
+    band, ``series`` a dict of the ``mean`` and ``std`` of a time series' bands, ``head`` is ``"bhccm"`` (with
+    ``fusion`` and ``residual``, see :func:`hierlab.hierars.hierarchical`), ``"flat"``, or ``"translu"`` (with
+    ``head_options``, see :func:`hierlab.translu.rebuild`), ``patch`` the pixels a side and ``gsd`` the metres a pixel
+    that it is trained at; ``more`` is kept as it is. Raises ValueError for an unknown head and for statistics that do
+    not fit.
     """
     config = {
         "schema": SCHEMA,
@@ -118,7 +139,8 @@ def make_config(
         "head": head,
         "head_options": {"fusion": fusion, "residual": residual} if head == "bhccm" else {},
         "tree": tree.to_dict(),
-        "normalisation": {"mean": [float(m) for m in mean], "std": [float(s) for s in std]},
+        "normalisation": {"mean": [float(m) for m in mean], "std": [float(s) for s in std]}
+        | ({"series": {name: [float(v) for v in values] for name, values in series.items()}} if series else {}),
         "patch": patch,
         "gsd": gsd,
         **more,
@@ -139,7 +161,8 @@ def check_config(config: dict, where: str) -> None:
     if config["head"] not in HEADS:
         raise ValueError(f"{where} names the head {config['head']!r}; there are {', '.join(HEADS)}.")
     Normalize(**config["normalisation"])
-    for key, entries in {"band_names": config.get("band_names"), **config["normalisation"]}.items():
+    statistics = {key: config["normalisation"][key] for key in ("mean", "std")}
+    for key, entries in {"band_names": config.get("band_names"), **statistics}.items():
         if entries is not None and len(entries) != config["bands"]:
             raise ValueError(f"{where} says {config['bands']} bands, but has {len(entries)} entries in {key}.")
 

@@ -49,24 +49,29 @@ def augment(batch: dict[str, Tensor], settings: Augment, generator: torch.Genera
 
     batch: ``image`` float (B, C, H, W), ``label`` integers (B, H, W) with 255 = ignore, and optionally ``valid``
     bool (B, H, W). More tensors with at least three dimensions must end in H, W and are transformed alike;
-    those with fewer (years, indices) pass untouched.
+    those with fewer (years, indices) pass untouched. Those whose names start with "series" may end in h, w of a grid
+    of their own: beside ``series_grid`` (6,) or (B, 6), which leads from the image's (column, row) to the series', or
+    where h, w are not H, W. They are flipped and turned together with the image, and the grid with them.
     generator: on the CPU; it takes all decisions, so a GPU's are the same.
 
     The image, and other floats, are resized bilinearly, everything else takes the nearest pixel; invalid pixels
     do not bleed into valid ones. What a crop sees beyond the sample is image 0, valid False, label 255
     (a tensor whose name starts with "label"), else 0. ``valid`` is added where it was missing.
-    ValueError where shapes disagree, or samples that are to be turned or cropped are not square.
+    ValueError where shapes disagree, samples that are to be turned or cropped are not square, or samples whose
+    series has a grid of its own are to be resized or cropped.
     """
     image, label = batch["image"], batch["label"]
     b, _, h, w = image.shape
     if generator.device.type != "cpu":
         raise ValueError("the generator must be on the CPU, so that every device takes the same decisions")
-    spatial = _spatial(batch, (h, w))
+    series = _series(batch, (h, w))
+    spatial = _spatial({k: v for k, v in batch.items() if k not in series}, (h, w))
     if (settings.quarter_turns or settings.crop) and h != w:
         raise ValueError(
             f"samples of {h}×{w} pixels are not square: quarter turns and crops need squares. "
             "Set quarter_turns=False and crop=None, or draw square patches"
         )
+    _check_series(series, (h, w), settings)
     valid = batch.get("valid")
     if valid is None:
         valid = torch.ones_like(label, dtype=torch.bool)
@@ -78,7 +83,10 @@ def augment(batch: dict[str, Tensor], settings: Augment, generator: torch.Genera
         rows, columns = _crops(factor, (h, w), size, settings, label, generator)
         out |= _resample(spatial, rows, columns)
         spatial = {k: out[k] for k in spatial}
-    out |= _turn(spatial, settings, generator)
+    moves = _moves(b, settings, generator)
+    out |= _turn(spatial | series, *moves)
+    if "series_grid" in batch:
+        out["series_grid"] = _turn_grid(batch["series_grid"].expand(b, 6), (h, w), series["series"].shape[-2:], *moves)
     if settings.brightness or settings.contrast:
         out["image"] = _radiometry(out["image"], out["valid"], settings, generator)
     return out
@@ -93,6 +101,27 @@ def _spatial(batch: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
                 "the image's grid can be augmented with it. Resample it to that grid, or augment without it"
             )
     return found
+
+
+def _series(batch: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """The tensors of a series that has a grid of its own."""
+    found = {k: v for k, v in batch.items() if k.startswith("series") and isinstance(v, Tensor) and v.dim() >= 3}
+    own = "series_grid" in batch or any(v.shape[-2:] != size for v in found.values())
+    return found if own else {}
+
+
+def _check_series(series: dict[str, Tensor], size: tuple[int, int], settings: Augment) -> None:
+    if not series:
+        return
+    if settings.scale is not None or settings.crop not in (None, size[0]):
+        raise ValueError(
+            f"scale={settings.scale} and crop={settings.crop} would resize and crop an image away from its time series "
+            "('series'), which has a grid of its own: set scale=None and crop=None"
+        )
+    for name, value in series.items():
+        h, w = value.shape[-2:]
+        if settings.quarter_turns and h != w:
+            raise ValueError(f"'{name}' has {h}×{w} pixels: quarter turns need squares. Set quarter_turns=False")
 
 
 def _uniform(generator: torch.Generator, n: int | tuple[int, ...], low: float, high: float) -> Tensor:
@@ -204,8 +233,8 @@ def _resample(spatial: dict[str, Tensor], rows: Tensor, columns: Tensor) -> dict
 # -- flips and turns, radiometry ----------------------------------------------------------------------
 
 
-def _turn(spatial: dict[str, Tensor], settings: Augment, generator: torch.Generator) -> dict[str, Tensor]:
-    b = len(spatial["valid"])
+def _moves(b: int, settings: Augment, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Which samples (B,) are transposed, then flipped across, then flipped down."""
     draws = torch.rand((3, b), generator=generator, dtype=torch.float64)
     across, down = draws[0] < settings.horizontal, draws[1] < settings.vertical
     transpose = torch.zeros(b, dtype=torch.bool)
@@ -213,6 +242,10 @@ def _turn(spatial: dict[str, Tensor], settings: Augment, generator: torch.Genera
         k = (draws[2] * 4).long()
         transpose = k % 2 == 1
         across, down = across ^ ((k == 2) | (k == 3)), down ^ ((k == 1) | (k == 2))
+    return transpose, across, down
+
+
+def _turn(spatial: dict[str, Tensor], transpose: Tensor, across: Tensor, down: Tensor) -> dict[str, Tensor]:
     out = {}
     for name, x in spatial.items():
         for which, change in (
@@ -224,6 +257,31 @@ def _turn(spatial: dict[str, Tensor], settings: Augment, generator: torch.Genera
                 x = torch.where(which.to(x.device).view(-1, *[1] * (x.dim() - 1)), change(x), x)
         out[name] = x
     return out
+
+
+def _turn_grid(
+    grid: Tensor, size: tuple[int, int], series: tuple[int, int], transpose: Tensor, across: Tensor, down: Tensor
+) -> Tensor:
+    """``series_grid`` (B, 6) of samples whose image and series have been moved: S · G · M⁻¹.
+
+    M and S take (column, row) where the moves take them in the image and in the series.
+    """
+    image, there = (_moved(*length, transpose, across, down) for length in (size, series))
+    full = torch.eye(3, dtype=torch.float64).repeat(len(grid), 1, 1)
+    full[:, :2] = grid.detach().cpu().double().reshape(-1, 2, 3)
+    full = there @ full @ torch.linalg.inv(image)
+    return full[:, :2].flatten(1).to(grid.dtype).to(grid.device)
+
+
+def _moved(height: int, width: int, transpose: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """(B, 3, 3) float64: where the moves take the point (column, row, 1) of a grid of this size."""
+    swap = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    mirror = torch.tensor([[-1, 0, width], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    topple = torch.tensor([[1, 0, 0], [0, -1, height], [0, 0, 1]], dtype=torch.float64)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(len(transpose), 1, 1)
+    for which, step in ((transpose, swap), (across, mirror), (down, topple)):
+        matrix[which] = step @ matrix[which]
+    return matrix
 
 
 def _radiometry(image: Tensor, valid: Tensor, settings: Augment, generator: torch.Generator) -> Tensor:

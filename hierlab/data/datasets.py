@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from hierlab.data.labels import LabelRaster
 from hierlab.data.rasters import Scene, whole_window
+from hierlab.data.series import Series
 from hierlab.data.tiles import Split, edges, starts
 from hierlab.tree import IGNORE
 
@@ -22,14 +23,15 @@ class LabelledScene:
     """A scene and its labels, read together; kept in memory after :meth:`preload`.
 
     labels: a :class:`LabelRaster` over the scene, or uint8 (H, W), 255 where there is none. Invalid image
-    pixels are unlabelled. Pickled, it leaves its memory behind and loads again where it arrives.
+    pixels are unlabelled. Pickled, it leaves its memory behind and loads again where it arrives. series: the time
+    series beneath the scene, if there is one.
     """
 
-    def __init__(self, scene: Scene, labels: LabelRaster | np.ndarray) -> None:
+    def __init__(self, scene: Scene, labels: LabelRaster | np.ndarray, series: Series | None = None) -> None:
         shape = labels.shape if isinstance(labels, np.ndarray) else (labels.height, labels.width)
         if shape != (scene.height, scene.width):
             raise ValueError(f"labels of shape {shape} are not on the scene's grid, {(scene.height, scene.width)}")
-        self.scene, self.labels = scene, labels
+        self.scene, self.labels, self.series = scene, labels, series
         self.height, self.width, self.count = scene.height, scene.width, scene.count
         self.crs, self.transform, self.gsd, self.bands = scene.crs, scene.transform, scene.gsd, scene.bands
         self.keep = False
@@ -37,12 +39,14 @@ class LabelledScene:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the scene takes in memory."""
-        return self.height * self.width * (4 * self.count + 2)
+        """Bytes that the scene takes in memory, with its labels and series."""
+        return self.height * self.width * (4 * self.count + 2) + (self.series.nbytes if self.series else 0)
 
     def preload(self) -> None:
         """Read everything at the next read, and keep it."""
         self.keep = True
+        if self.series is not None:
+            self.series.preload()
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_memory": None}
@@ -93,7 +97,8 @@ class RasterDataset(Dataset):
     """Square patches of one part of labelled scenes, values as stored in the files.
 
     An item is ``{"image": float32 (C, P, P), "valid": bool (P, P), "label": int64 (P, P)}``; pixels outside
-    the part, or invalid, have label 255.
+    the part, or invalid, have label 255. Beside a time series it also holds what :meth:`Series.beneath` gives for the
+    patch, in arrays large enough for every patch of all sources.
 
     sources: pairs of a labelled scene and its split (None: all of it). patch: side P in pixels. part: "train",
     "validation" or "test".
@@ -112,8 +117,9 @@ class RasterDataset(Dataset):
 
     cache: scenes are kept in memory, first come first served, up to this many bytes (0: none).
     counts: labelled pixels of the part by label, (255,). unreachable: how many of them lie in blocks where no
-    patch fits.
-    ValueError where the part has no labelled pixel, band counts differ, or no patch fits between the blocks.
+    patch fits. dates: places for dates in ``series``, those of the longest series; 0 without one.
+    ValueError where the part has no labelled pixel, band counts or the series' bands differ, or no patch fits between
+    the blocks.
     """
 
     def __init__(
@@ -138,6 +144,10 @@ class RasterDataset(Dataset):
                     f"a split of {split.width}×{split.height} pixels was given for {scene.scene.paths[0]}, "
                     f"which has {scene.width}×{scene.height}"
                 )
+        series = [scene.series for scene, _ in sources]
+        if len({None if s is None else s.bands for s in series}) > 1:
+            bands = ", ".join("none" if s is None else f"{s.path} ({', '.join(s.bands)})" for s in series)
+            raise ValueError(f"all scenes need a time series of the same bands, or none does; given {bands}")
         if patch < 1 or (samples is not None and samples < 1):
             raise ValueError(f"patch and samples must be at least 1, got {patch} and {samples}")
         if not 0 <= balance <= 1:
@@ -145,6 +155,9 @@ class RasterDataset(Dataset):
         self.sources, self.patch, self.part = list(sources), patch, part
         self.samples, self.seed, self.stride, self.balance = samples, seed, stride or patch, balance
         self.bands = sources[0][0].bands
+        self.series_bands = series[0].bands if series[0] is not None else ()
+        self.dates = max(len(s.dates) if s is not None else 0 for s in series)
+        self._series_side = max(s.side(patch) if s is not None else 0 for s in series)
         self.counts, self.unreachable = np.zeros(255, np.int64), 0
         for scene, _ in self.sources:
             if scene.keep or scene.nbytes <= cache:
@@ -178,12 +191,12 @@ class RasterDataset(Dataset):
             keep[own] = label[own]
             label = keep
         else:
-            image, valid, label = self._draw(np.random.default_rng([self.seed, index]))
-        return {
-            "image": torch.from_numpy(image),
-            "valid": torch.from_numpy(valid),
-            "label": torch.from_numpy(label.astype(np.int64)),
-        }
+            n, window, (image, valid, label) = self._draw(np.random.default_rng([self.seed, index]))
+        arrays = {"image": image, "valid": valid, "label": label.astype(np.int64)}
+        series = self.sources[n][0].series
+        if series is not None:
+            arrays |= series.beneath(window, self._series_side, self.dates)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _read(self, n: int, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scene, split = self.sources[n]
@@ -290,7 +303,7 @@ class RasterDataset(Dataset):
         split = self.sources[n][1]
         return split is None or split.clear(self.part, window)
 
-    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draw(self, rng: np.random.Generator) -> tuple[int, Window, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         spots = None
         if self._classes and rng.random() < self.balance:
             share, blocks = self._classes[rng.integers(len(self._classes))]
@@ -307,8 +320,8 @@ class RasterDataset(Dataset):
             if self._is_clear(n, window):
                 patch = self._read(n, window)
                 if (patch[2] != IGNORE).any():
-                    return patch
-        return self._read(n, good)
+                    return n, window, patch
+        return n, good, self._read(n, good)
 
 
 def _pick(share: np.ndarray, rng: np.random.Generator) -> int:

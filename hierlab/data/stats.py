@@ -1,11 +1,14 @@
 """Mean and standard deviation of every band, for normalisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from affine import Affine
+from rasterio.windows import Window
 
 from hierlab.data.datasets import LabelledScene
+from hierlab.data.grid import apply
 from hierlab.data.rasters import Scene
 from hierlab.data.tiles import Split, blocks
 
@@ -41,7 +44,42 @@ def statistics(
     offsets nor many pixels cost precision. The standard deviation divides by n. A constant band gets std 1, so
     that dividing by it is safe. ValueError where the part has no valid pixel.
     """
-    pairs = [(s, None) if isinstance(s, Scene) else s for s in sources]
+    return _statistics([(s, None) if isinstance(s, Scene) else s for s in sources], part, pixels, seed, _image_values)
+
+
+def series_statistics(
+    sources: Sequence[tuple[LabelledScene, Split | None]], part: str = "train", pixels: int = 2**20, seed: int = 0
+) -> Statistics:
+    """:func:`statistics` of the time series beneath the scenes, over all dates together.
+
+    A pixel of the series belongs to the part in which its centre lies, and counts on every date on which it is valid.
+    """
+    return _statistics(sources, part, pixels, seed, _series_values)
+
+
+def _image_values(scene: LabelledScene | Scene, window: Window, wanted: np.ndarray) -> np.ndarray:
+    image, valid = scene.read_valid(window)
+    return image[:, valid & wanted]
+
+
+def _series_values(scene: LabelledScene, window: Window, wanted: np.ndarray) -> np.ndarray:
+    found = scene.series.beneath(window)
+    columns, rows = np.meshgrid(*(np.arange(found["series"].shape[-1]) + 0.5,) * 2)
+    columns, rows = (np.floor(v.round(3)).astype(int) for v in apply(~Affine(*found["series_grid"]), columns, rows))
+    inside = (rows >= 0) & (rows < window.height) & (columns >= 0) & (columns < window.width)
+    mine = inside.copy()
+    mine[inside] = np.broadcast_to(wanted, (window.height, window.width))[rows[inside], columns[inside]]
+    return found["series"].transpose(1, 0, 2, 3)[:, found["series_valid"] & mine]
+
+
+def _statistics(
+    pairs: Sequence[tuple[LabelledScene | Scene, Split | None]],
+    part: str,
+    pixels: int,
+    seed: int,
+    read: Callable[..., np.ndarray],
+) -> Statistics:
+    """``read(scene, window, wanted)`` gives the values (C, n) of the wanted pixels (h, w) of a window."""
     places = [(n, w) for n, (scene, _) in enumerate(pairs) for w in blocks(scene.height, scene.width, WINDOW)]
     most = max(PER_WINDOW, -(-pixels // len(places)))
     rng = np.random.default_rng(seed)
@@ -55,8 +93,7 @@ def statistics(
         wanted = split.mask(part, window) if split is not None else np.True_
         if not wanted.any():
             continue
-        image, valid = scene.read_valid(window)
-        values = image[:, valid & wanted].astype(np.float64)
+        values = read(scene, window, wanted).astype(np.float64)
         if values.shape[1] > most:
             values = values[:, rng.choice(values.shape[1], most, replace=False)]
         m = values.shape[1]
