@@ -90,12 +90,14 @@ class Grid:
 class Batch(NamedTuple):
     """Consecutive windows: (row, column, number in the batch, or None without a valid pixel) of each.
 
-    ``image`` is (B, C, window, window) float32 and ``valid`` (B, window, window) bool; B may be 0.
+    ``image`` is (B, C, window, window) float32 and ``valid`` (B, window, window) bool; B may be 0. ``more`` are further
+    arrays by name, one entry a window.
     """
 
     places: list[tuple[int, int, int | None]]
     image: np.ndarray
     valid: np.ndarray
+    more: dict[str, np.ndarray] | None = None
 
 
 def read_batches(scene: Scene, grid: Grid, batch_size: int) -> Generator[Batch]:

@@ -30,7 +30,7 @@ _experiments_cli.register(app)
 _transfer_cli.register(app)
 app.add_typer(bench, name="bench")
 
-SEVERAL = ("--images", "--labels", "--bands", "--rows")
+SEVERAL = ("--images", "--labels", "--series", "--bands", "--rows")
 KINDS = ("networks", "trees", "datasets", "experiments")
 
 
@@ -63,6 +63,13 @@ Images = Annotated[
     typer.Option(help="One or more GeoTIFFs. Several single-band files are stacked as the bands of one scene."),
 ]
 Labels = Annotated[list[Path], typer.Option(help="Label rasters: one for each image, or one that covers all.")]
+Series = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Time series beneath the images, one for each or one for all: a GeoTIFF whose bands are described as "
+        '"YYYY-MM-DD name", dates slowest, nodata where clouded. Takes all the files that follow it.'
+    ),
+]
 LabelCrs = Annotated[str | None, typer.Option(help="CRS of the labels, when their file says a wrong one or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -74,6 +81,7 @@ def train(
     tree: Annotated[str, typer.Option(help="Class tree: a shipped name (see `hierlab list trees`) or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     network: Annotated[str, typer.Option(help="See `hierlab list networks`.")] = "resnet18-unet",
+    series: Series = None,
     head: Annotated[str, typer.Option(help="bhccm (every level of the tree) or flat (leaves only).")] = "bhccm",
     profile: Annotated[
         str | None, typer.Option(help=f"How long to train: {', '.join(profiles.PROFILES)} (default: laptop).")
@@ -117,6 +125,7 @@ def train(
     """Train a hierarchical model on rasters and labels."""
     from . import workflow
     from .metrics import table
+    from .models import check_series
     from .train import Interrupted, check_run
     from .tree import RULES, ClassTree
 
@@ -124,6 +133,7 @@ def train(
     choose("--consistency", consistency, ("path", "concat", "none"))
     choose("--rule", rule, RULES)
     check_run(out, resume)
+    check_series(network, bool(series))
     profile = profiles.check(profile or profiles.current())
     recipe = workflow.DEFAULT_RECIPE.scaled(profile)
     changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate}
@@ -144,6 +154,7 @@ def train(
         test=test,
         block=block,
         only_present=only_present,
+        series=series or (),
     )
     for line in prepared.describe():
         console.print(line)
@@ -183,7 +194,7 @@ def train(
         f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
         f"{result['device']}); pictures: {', '.join(str(path) for path in pictures)}"
     )
-    console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif")
+    console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif{' --series SERIES.tif' if series else ''}")
 
 
 @app.command()
@@ -191,6 +202,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder of `hierlab train`.")],
     images: Images,
     labels: Labels,
+    series: Series = None,
     part: Annotated[
         str | None,
         typer.Option(help="train, validation, test or all (default: the held-out blocks, or all)."),
@@ -205,7 +217,9 @@ def evaluate(
 
     if part is not None:
         choose("--part", part, ("train", "validation", "test", "all"))
-    model, config, data, what = workflow.held_out(run, images, labels, part=part, label_crs=label_crs)
+    model, config, data, what = workflow.held_out(
+        run, images, labels, part=part, label_crs=label_crs, series=series or ()
+    )
     tree = ClassTree.from_dict(config["tree"])
     console.print(f"{int(data.counts.sum()):,} labelled pixels: {what}")
     metrics = workflow.run_evaluation(model, config, data, device=device, progress=True)
@@ -222,6 +236,7 @@ def evaluate(
 def map_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `hierlab train`.")],
     paths: Annotated[list[Path], typer.Argument(metavar="SCENE... OUT", help="The scene's file(s), then the map.")],
+    series: Series = None,
     window: Annotated[
         int | None, typer.Option(help="Side of the windows that the network sees (default: as in evaluation).")
     ] = None,
@@ -245,7 +260,9 @@ def map_command(
     model, config = load(run)
     tree = ClassTree.from_dict(config["tree"])
     scene, note = workflow.open_for(config, images)
-    for line in scene.describe() + ([f"note    {note}"] if note else []):
+    (beneath,) = workflow.series_for(config, [scene], series or ())
+    lines = scene.describe() + ([f"note    {note}"] if note else [])
+    for line in lines + (beneath.describe() if beneath is not None else []):
         console.print(line)
     result = map_scene(
         model,
@@ -261,6 +278,7 @@ def map_command(
         precision=precision,
         overwrite=overwrite,
         progress=True,
+        series=beneath,
     )
     rows = [
         (level["level"], entry["name"], f"{entry['share']:.1%}", f"{entry['hectares']:,.0f}")

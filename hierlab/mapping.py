@@ -30,6 +30,7 @@ from ._blend import Batch, Blender, Grid, ahead, read_batches
 from ._cog import MapWriter
 from .checkpoints import pick_device
 from .data.rasters import Scene
+from .data.series import Series
 from .tree import IGNORE, RULES, ClassTree
 
 SWATH_BYTES = 32 * 2**20  # input rows and bottom margins of one swath: about 2,000 pixels for 4 bands and 31 classes
@@ -54,12 +55,14 @@ def map_scene(
     overwrite: bool = False,
     progress: bool = False,
     tags: dict[str, str] | None = None,
+    series: Series | None = None,
 ) -> dict:
     """Map a scene with a trained network: a Cloud-Optimised GeoTIFF with one band a level, tree-consistent.
 
     ``model(batch)`` gets ``image`` (B, C, window, window) float32, raw values with 0 where invalid, and ``valid``
     (B, window, window) bool; it gives ``logits``, (B, K_l, window, window) a level, or the leaves alone. It is moved
     to ``device``. ``bands``: names or number of the bands that it was trained on, to be compared with the scene's.
+    With a time ``series`` beneath the scene, the batch also holds what :meth:`Series.beneath` gives for each window.
 
     Windows have ``window`` pixels a side and overlap by ``overlap`` (default: an eighth) or a little more. ``rule``
     is that of :meth:`ClassTree.decode`. ``precision`` is ``"32-true"`` or ``"bf16-mixed"``; with ``channels_last``
@@ -82,7 +85,7 @@ def map_scene(
     overlap = window // 8 if overlap is None else overlap
     _check_options(window, overlap, batch_size, rule, precision, tree)
     _check_bands(bands, scene)
-    _check_out(out, scene, overwrite)
+    _check_out(out, [*scene.paths, *([series.path] if series is not None else [])], overwrite)
     channels = sum(tree.sizes)
     column_bytes = 4 * (scene.count * window + channels * max(overlap, 1))
     grid = Grid(scene.height, scene.width, window, overlap, SWATH_BYTES // column_bytes)
@@ -96,7 +99,8 @@ def map_scene(
         "overlap": overlap,
         **(tags or {}),
     }
-    batches = ahead(read_batches(scene, grid, batch_size))
+    batches = read_batches(scene, grid, batch_size)
+    batches = ahead(batches if series is None else _beneath(batches, grid, series))
     begun, skipped = time.perf_counter(), 0
     with (
         MapWriter(out, tree, scene, about, grid.seam_bytes(channels)) as writer,
@@ -241,11 +245,11 @@ def _check_bands(bands: Sequence[str] | int | None, scene: Scene) -> None:
         )
 
 
-def _check_out(out: Path, scene: Scene, overwrite: bool) -> None:
+def _check_out(out: Path, given: list[str], overwrite: bool) -> None:
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"{out}: the map is a GeoTIFF; give a name that ends in .tif.")
-    if out.resolve() in {Path(path).resolve() for path in scene.paths}:
-        raise ValueError(f"{out}: this is a file of the scene itself; give the map another name.")
+    if out.resolve() in {Path(path).resolve() for path in given}:
+        raise ValueError(f"{out}: this is a file of the scene itself, or its series; give the map another name.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise FileExistsError(f"{out} exists already; choose another name, or ask for it to be overwritten.")
 
@@ -273,6 +277,20 @@ def _name(scene: Scene) -> str:
 # -------------------------------------------------------------------------------------------------- running the network
 
 
+def _beneath(batches: Generator[Batch], grid: Grid, series: Series) -> Generator[Batch]:
+    """The batches, each with the time series beneath its windows."""
+    side = series.side(grid.window)
+    with closing(batches):
+        for batch in batches:
+            found = [
+                series.beneath(Window(grid.lefts[column], grid.tops[row], grid.window, grid.window), side)
+                for row, column, number in batch.places
+                if number is not None
+            ]
+            more = {name: np.stack([one[name] for one in found]) for name in found[0]} if found else None
+            yield batch._replace(more=more)
+
+
 def infer(
     model: nn.Module, batches: Generator[Batch], device: torch.device, precision: str, channels_last: bool
 ) -> Generator[tuple[Batch, list[Tensor]]]:
@@ -287,8 +305,10 @@ def infer(
                 if not len(batch.image):
                     yield batch, []
                     continue
-                image = torch.from_numpy(batch.image).to(device, memory_format=layout)
-                yield batch, model({"image": image, "valid": torch.from_numpy(batch.valid).to(device)})["logits"]
+                arrays = {"valid": batch.valid, **(batch.more or {})}
+                inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+                inputs["image"] = torch.from_numpy(batch.image).to(device, memory_format=layout)
+                yield batch, model(inputs)["logits"]
     finally:
         for module in training:
             module.training = True

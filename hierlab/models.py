@@ -18,6 +18,8 @@ FAMILIES = (networks, paraformer, hiresnet, stsnet)
 NETWORKS: dict[str, str] = {name: line for family in FAMILIES for name, line in family.NETWORKS.items()}
 WEAK = ("paraformer", "paraformer-light")  # networks whose two predictions check weak labels against each other
 
+SERIES = ("stsnet", "stsnet-temporal")  # networks that take a time series beside the image
+
 
 def build(name: str, bands: int, classes: int, weights: str | os.PathLike | None = None, **options) -> nn.Module:
     """The flat network called ``name`` for ``bands`` input bands and ``classes`` classes.
@@ -44,6 +46,17 @@ def describe(name: str, bands: int = 3, classes: int = 2, size: int = 512, **opt
     if isinstance(model, hiresnet.HiResNet):
         found["params_without_ocr"] = model.params_without_ocr
     return found
+
+
+def check_series(name: str, given: bool) -> None:
+    """ValueError where a network needs a time series beside the image and none is given, or takes none and one is."""
+    if name == "stsnet" and not given:
+        raise ValueError(
+            "stsnet trains on an image and a time series: give its raster (series=…, --series FILE), or take "
+            "stsnet-spectral, which is its part for the image."
+        )
+    if given and name not in SERIES:
+        raise ValueError(f"{name} takes no time series: leave it out (--series), or choose {' or '.join(SERIES)}.")
 
 
 def make_loss(

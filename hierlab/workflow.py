@@ -1,5 +1,6 @@
 """From files to a trained, evaluated model: what ``hierlab train`` and ``hierlab evaluate`` do, for notebooks too."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from .data.augment import Augment
 from .data.datasets import LabelledScene, RasterDataset
 from .data.labels import LabelRaster
 from .data.rasters import Scene
-from .data.stats import Statistics, statistics
+from .data.series import Series
+from .data.stats import Statistics, series_statistics, statistics
 from .data.tiles import Split, blocked_split
 from .evaluation import evaluate, predict
-from .models import make_loss
+from .models import check_series, make_loss
 from .recipes import LAPTOP, Recipe
 from .train import check_run, fit
 from .tree import ClassTree
@@ -42,12 +44,15 @@ class Prepared:
     statistics: Statistics
     patch: int
     block: int
+    series_statistics: Statistics | None = None
 
     def describe(self) -> list[str]:
         """What was found, as lines for people: grids, bands, classes and their shares, the split."""
         lines = []
         for scene in self.scenes:
             lines += [*scene.scene.describe(), *scene.labels.describe()]
+            if scene.series is not None:
+                lines += scene.series.describe()
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         sizes = {name: int(part.counts.sum()) for name, part in parts.items() if part is not None}
         shares = ", ".join(f"{name} {size / sum(sizes.values()):.0%} ({size:,} px)" for name, size in sizes.items())
@@ -59,7 +64,10 @@ class Prepared:
         ]
         if absent:
             lines.append(f"note    in validation but never in training: {', '.join(absent)}")
-        return [*lines, f"patch   {self.patch} pixels; bands {self.statistics}"]
+        lines.append(f"patch   {self.patch} pixels; bands {self.statistics}")
+        if self.series_statistics is not None:
+            lines.append(f"        beside the series it keeps its scale; bands {self.series_statistics}")
+        return lines
 
 
 def open_scenes(images: Sequence[str | Path], bands: Sequence[int | str] | None = None) -> list[Scene]:
@@ -102,6 +110,18 @@ def open_labels(
     return [LabelRaster.open(paths, scene, tree, crs) for paths, scene in zip(given, scenes, strict=True)]
 
 
+def open_series(
+    series: Sequence[str | Path], scenes: Sequence[Scene], bands: Sequence[str] | None = None
+) -> list[Series | None]:
+    """The time series beneath each scene: one file a scene in their order, the same file over all, or none."""
+    if not series:
+        return [None] * len(scenes)
+    if len(series) not in (1, len(scenes)):
+        raise ValueError(f"{len(scenes)} images and {len(series)} time series: give one a scene, or one for all.")
+    paths = series if len(series) > 1 else [*series] * len(scenes)
+    return [Series.open(path, scene, bands) for path, scene in zip(paths, scenes, strict=True)]
+
+
 def prepare(
     images: Sequence[str | Path],
     labels: Sequence[str | Path],
@@ -115,14 +135,17 @@ def prepare(
     test: float = 0.0,
     block: int | None = None,
     only_present: bool = False,
+    series: Sequence[str | Path] = (),
 ) -> Prepared:
-    """Open images and labels, check them, cut them into spatial blocks, and lay out patches.
+    """Open images, labels and time series (``series``, as :func:`open_series` takes them), check them, cut them into
+    spatial blocks, and lay out patches.
 
     ``block``: side of a block in pixels, twice the patch by default. The patch is the recipe's, or a quarter of the
     smallest scene's shorter side where that is less. ``only_present`` drops the classes that no label names.
     Raises ValueError or OSError before any long work, see :class:`Scene` and :class:`LabelRaster`.
     """
     scenes = open_scenes(images, bands)
+    beneath = open_series(series, scenes)
     rasters = open_labels(labels, scenes, tree, label_crs)
     if only_present:
         present = {label for raster in rasters for label in raster.counts() if label < tree.num_leaves}
@@ -132,7 +155,7 @@ def prepare(
     shortest = min(min(scene.height, scene.width) for scene in scenes)
     patch = min(recipe.patch, max(PATCH_UNIT, shortest // 4 // PATCH_UNIT * PATCH_UNIT))
     block = block or 2 * patch
-    labelled = [LabelledScene(scene, raster) for scene, raster in zip(scenes, rasters, strict=True)]
+    labelled = [LabelledScene(*parts) for parts in zip(scenes, rasters, beneath, strict=True)]
     splits = blocked_split(labelled, block, validation, seed, test)
     sources = list(zip(labelled, splits, strict=True))
     return Prepared(
@@ -147,6 +170,7 @@ def prepare(
         statistics=statistics(sources, seed=seed),
         patch=patch,
         block=block,
+        series_statistics=series_statistics(sources, seed=seed) if series else None,
     )
 
 
@@ -173,12 +197,22 @@ def train(
 ) -> tuple[Normalized, dict, dict]:
     """Train a network on prepared scenes into the run folder ``out``; ``weak``: see :func:`hierlab.models.make_loss`.
 
+    Beside a time series, ``options`` get its number of bands and dates, and patches are turned but not resized.
     Returns the model, its config (``model.json``) and what :func:`hierlab.train.fit` returns. The validation part
     chooses nothing unless the recipe keeps the best weights, so its score is that of unseen ground.
     """
     check_run(out, resume)
+    beneath = prepared.series_statistics
+    check_series(network, beneath is not None)
     loss = make_loss(network, prepared.tree, head, alpha=alpha, consistency=consistency, weak=weak)
     recipe = recipe.replace(patch=prepared.patch)
+    about = {}
+    if beneath is not None:
+        options = {"series_bands": len(beneath.mean), "dates": prepared.train.dates} | (options or {})
+        about["series"] = {"mean": list(beneath.mean), "std": list(beneath.std)}
+        about["series_band_names"] = list(prepared.train.series_bands)
+        if recipe.augment is not None:
+            recipe = recipe.replace(augment=dataclasses.replace(recipe.augment, scale=None, crop=None))
     seed_everything(seed)
     config = make_config(
         network,
@@ -197,6 +231,7 @@ def train(
         rule=rule,
         profile=profile or profiles.current(),
         data=data_config(prepared),
+        **about,
     )
     model = build_model(config, weights)
     result = fit(
@@ -223,6 +258,7 @@ def data_config(prepared: Prepared) -> dict:
         "source": source_of(prepared.scenes[0].scene),
         "images": [scene.scene.paths for scene in prepared.scenes],
         "labels": [scene.labels.paths for scene in prepared.scenes],
+        **({"series": [scene.series.path for scene in prepared.scenes]} if prepared.series_statistics else {}),
         "grids": [_grid(scene) for scene in prepared.scenes],
         "splits": [split.to_dict() for split in prepared.splits],
     }
@@ -248,11 +284,13 @@ def held_out(
     *,
     part: str | None = None,
     label_crs: str | None = None,
+    series: Sequence[str | Path] = (),
 ) -> tuple[Normalized, dict, RasterDataset, str]:
     """The model of a run and a data set to evaluate it on: (model, config, data set, what the data set is).
 
     ``part`` is "train", "validation", "test" or "all". By default: the run's test blocks if it has some, else its
-    validation blocks, when the images are those it was trained on; everything when they are others.
+    validation blocks, when the images are those it was trained on; everything when they are others. ``series`` as for
+    :func:`series_for`.
     """
     model, config = load(run)
     tree = ClassTree.from_dict(config["tree"])
@@ -260,8 +298,9 @@ def held_out(
     bands = matching_bands(config, scenes[0])
     if bands not in (None, list(scenes[0].bands)):
         scenes = open_scenes(images, bands)
+    beneath = series_for(config, scenes, series)
     rasters = open_labels(labels, scenes, tree, label_crs)
-    labelled = [LabelledScene(scene, raster) for scene, raster in zip(scenes, rasters, strict=True)]
+    labelled = [LabelledScene(*parts) for parts in zip(scenes, rasters, beneath, strict=True)]
     splits = [Split.from_dict(content) for content in config.get("data", {}).get("splits", [])]
     trained_on = [_names(paths) for paths in config.get("data", {}).get("images", [])]
     grids = config.get("data", {}).get("grids")
@@ -308,6 +347,33 @@ def open_for(config: dict, images: Sequence[str | Path]) -> tuple[Scene, str | N
         f"the model knows its bands as {', '.join(config['band_names'])}, this scene as {', '.join(scene.bands)}: "
         "they are taken in this order"
     )
+
+
+def series_for(config: dict, scenes: Sequence[Scene], series: Sequence[str | Path]) -> list[Series | None]:
+    """The time series beneath each scene with the bands that a model was trained on, or None for a model of images.
+
+    ``series`` as for :func:`open_series`. Raises ValueError where a series is missing or not wanted, and where its
+    bands or dates do not fit.
+    """
+    wanted = config.get("series_band_names")
+    if wanted is None:
+        if series:
+            raise ValueError(
+                f"The model ({config['network']}) was trained without a time series: leave it out (--series)."
+            )
+        return [None] * len(scenes)
+    places = config["network_options"]["dates"]
+    fits = f"up to {places} dates of {len(wanted)} bands ({', '.join(wanted)})"
+    if not series:
+        raise ValueError(
+            f"The model ({config['network']}) was trained with a time series: give one that lies beneath the scene "
+            f"(--series FILE), of {fits}."
+        )
+    opened = open_series(series, scenes, wanted)
+    for one in opened:
+        if len(one.dates) > places:
+            raise ValueError(f"{one.path} has {len(one.dates)} dates; the model takes {fits}. Leave dates out.")
+    return opened
 
 
 def run_evaluation(
