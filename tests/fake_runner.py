@@ -78,7 +78,7 @@ def work(experiment, row, seed, profile, setting, device, tell):
     if row.does == "stop" and not (log.parent / "mended").exists():
         raise KeyboardInterrupt
     if row.does == "sleep" and not (log.parent / "mended").exists():
-        time.sleep(60)
+        time.sleep(600)  # its process is ended before
     score = (len(row.name) + seed / 10 + setting.steps / 100) / 30
     return {
         "metrics": {"levels": [{"level": "L1", "mIoU": 1.0}, {"level": "L3", "mIoU": score}]},

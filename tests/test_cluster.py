@@ -26,11 +26,11 @@ def began(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def dask_cluster(workers: int, **config):
-    """A local Dask cluster of worker processes that end with the block; four minutes are the most that it may take."""
+    """A local Dask cluster of worker processes that end with the block; ten minutes are the most that it may take."""
     before = children()
     quiet = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with dask.config.set(config), distributed.LocalCluster(**quiet) as cluster:
-        late = threading.Timer(240, cluster.close)  # a run that hangs then raises for its lost scheduler
+        late = threading.Timer(600, cluster.close)  # a run that hangs then raises for its lost scheduler
         late.start()
         try:
             yield cluster
