@@ -1,5 +1,6 @@
 """Time series rasters beside an image: reading, patches, statistics and augmentation."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -10,10 +11,12 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
+from hierlab import twin
 from hierlab.checkpoints import Normalize
 from hierlab.data import Augment, LabelledScene, RasterDataset, Scene, Series, augment, blocked_split, series_statistics
 from hierlab.data.grid import apply
 from hierlab.stsnet import grid_between, sample
+from hierlab.twin import export, presets
 
 FINE = from_origin(400_000, 5_800_000, 1, 1)
 COARSE = from_origin(399_997, 5_800_004, 10, 10)  # 3 columns and 4 rows of the image before its first pixel
@@ -156,6 +159,22 @@ def test_what_is_wrong_is_said(scene, make, stack, tmp_path):
     path.write_bytes(path.read_bytes()[:90_000])
     with pytest.raises(OSError, match=r"cut\.tif"):
         Series.open(path, scene)
+
+
+def test_the_twins_own_files_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIERLAB_CACHE", str(tmp_path / "cache"))
+    sensor = presets.SENSORS["sentinel2-series"]
+    monkeypatch.setitem(presets.SENSORS, "sentinel2-series", dataclasses.replace(sensor, dates=sensor.dates[8:14]))
+    data = twin.dataset("whu-h2sr-mt", "train", "smoke", size=30, count=1)
+    export.export([data], tmp_path / "set")
+    item = data[0]
+    scene = Scene.open(next(tmp_path.glob("set/train/hsi/*.tif")))
+    found = Series.open(next(tmp_path.glob("set/train/series/*.tif")), scene).beneath(Window(0, 0, 30, 30), 3)
+    valid = item["series_valid"].numpy()
+    np.testing.assert_array_equal(found["series_valid"], valid)
+    np.testing.assert_array_equal(found["series"], np.where(valid[:, None], item["series"].numpy(), 0))
+    assert found["series_days"].tolist() == list(data.days) and 0 < valid.mean() < 1
+    np.testing.assert_allclose(found["series_grid"], [0.1, 0, 0, 0, 0.1, 0], atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------- data sets, statistics
