@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -180,7 +181,8 @@ def in_own_process(function: Callable[[dict], dict], request: dict, what: str) -
     code += "print(json.dumps(function(json.loads(sys.argv[1]))))"
     done = subprocess.run([sys.executable, "-c", code, json.dumps(request)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{what} in a process of its own failed:\n{done.stderr}")
+        ended = "was killed, as happens where memory runs out" if done.returncode == -signal.SIGKILL else "failed"
+        raise RuntimeError(f"{what} in a process of its own {ended}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -30,7 +30,7 @@ _experiments_cli.register(app)
 _transfer_cli.register(app)
 app.add_typer(bench, name="bench")
 
-SEVERAL = ("--images", "--labels", "--series", "--bands", "--rows")
+SEVERAL = ("--images", "--labels", "--series", "--bands", "--rows", "--models")
 KINDS = ("networks", "trees", "datasets", "experiments")
 
 
@@ -361,6 +361,24 @@ def bench_twin(out: Annotated[Path, typer.Option(help="Folder for the CSV.")] = 
     from .bench_twin import twin_bench
 
     twin_bench(out)
+
+
+@bench.command("models")
+def bench_models(
+    models: Annotated[list[str] | None, typer.Option(help="Published models to measure; all by default.")] = None,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the CSV; its rows of other measurements stay.")] = Path("bench"),
+    batch: Annotated[int, typer.Option(help="Images a pass.")] = 1,
+    precision: Annotated[str, typer.Option(help="32-true, or bf16-mixed.")] = "32-true",
+) -> None:
+    """Time and peak memory of inference and of a training step: published models at published size, flat and BHCCM."""
+    from .bench_models import models_bench
+
+    try:
+        models_bench(out, models=models, device=device, batch=batch, precision=precision)
+    except KeyboardInterrupt as stopped:
+        print(f"hierlab: interrupted; the models measured before are in {out}.", file=sys.stderr)
+        raise typer.Exit(130) from stopped
 
 
 def _options(values: dict[str, tuple]) -> str:

@@ -5,12 +5,15 @@ A family is a module with ``NETWORKS`` (a name and one line about it) and ``buil
 """
 
 import os
+from collections.abc import Iterable, Sequence
 
+import pandas as pd
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from . import hiresnet, networks, paraformer, stsnet
-from .hierars import HSCLoss
+from .hierars import BHCCM, HSCLoss
 from .losses import FlatLoss
 from .tree import ClassTree
 
@@ -41,6 +44,10 @@ def describe(name: str, bands: int = 3, classes: int = 2, size: int = 512, **opt
     """
     with torch.device("meta"):
         model = build(name, bands, classes, **options)
+    return _count(model, bands, size)
+
+
+def _count(model: nn.Module, bands: int, size: int) -> dict:
     example = model.example(size) if hasattr(model, "example") else None
     found = networks.describe(model, bands, size=size, example=example)
     if isinstance(model, hiresnet.HiResNet):
@@ -57,6 +64,50 @@ def check_series(name: str, given: bool) -> None:
         )
     if given and name not in SERIES:
         raise ValueError(f"{name} takes no time series: leave it out (--series), or choose {' or '.join(SERIES)}.")
+
+
+def sizes(
+    names: Iterable[str], tree: ClassTree, bands: int | Sequence[int] = 4, size: int = 512, **options
+) -> pd.DataFrame:
+    """What networks by name cost flat, with the leaves of ``tree`` as classes, and what BHCCM of ``tree`` adds.
+
+    A row for every network and number of ``bands``, for one image of ``size`` pixels a side (or the network's own
+    ``example(size)``), counted on the meta device as by :func:`describe`: ``network``, ``bands``, ``width`` (D, the
+    channels that the classification convolution takes), ``params_m`` (millions), ``gmac``, ``bhccm_k`` (thousands of
+    parameters that BHCCM has more than that convolution) and ``bhccm_gmac``, of the heads alone (Hi-ResNet's OCR has
+    a region for every class of every level, which comes on top). ``options`` are those of :func:`build`.
+    """
+    counts = [bands] if isinstance(bands, int) else bands
+    return pd.DataFrame([_size(name, tree, count, size, options) for name in names for count in counts])
+
+
+def _size(name: str, tree: ClassTree, bands: int, size: int, options: dict) -> dict:
+    """A row of :func:`sizes`."""
+    with torch.device("meta"):
+        model = build(name, bands, tree.num_leaves, **options)
+        flat = model.classifier
+        layout = {key: getattr(flat, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+        bhccm = BHCCM(flat.in_channels, tree.sizes, conv=layout)
+    features: list[torch.Tensor] = []  # of every call of the classifier: Hi-ResNet has three
+    with flat.register_forward_hook(lambda _module, given, _output: features.append(given[0])):
+        found = _count(model, bands, size)
+
+    def gmac(head: nn.Module) -> float:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            for x in features:
+                head(x)
+        return counter.get_total_flops() / 2e9
+
+    added = sum(p.numel() for p in bhccm.parameters()) - sum(p.numel() for p in flat.parameters())
+    return {
+        "network": name,
+        "bands": bands,
+        "width": flat.in_channels,
+        "params_m": found["params"] / 1e6,
+        "gmac": found["gmac"],
+        "bhccm_k": added / 1e3,
+        "bhccm_gmac": gmac(bhccm) - gmac(flat),
+    }
 
 
 def make_loss(

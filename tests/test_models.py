@@ -15,7 +15,7 @@ from hierlab import hiresnet, mapping, models, networks, paraformer, stsnet, wor
 from hierlab.checkpoints import load
 from hierlab.cli import main
 from hierlab.data import Scene, Series
-from hierlab.hierars import HSCLoss
+from hierlab.hierars import HSCLoss, hierarchical
 from hierlab.losses import FlatLoss
 from hierlab.mapping import map_scene, read_map
 from hierlab.tree import ClassTree
@@ -258,3 +258,35 @@ def test_the_series_alone_is_a_network_too(fields, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([*arguments(fields), *map(str, given), "--out", str(tmp_path / "run")])
     assert not end.value.code, capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what BHCCM adds
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny-upernet", "paraformer-cnn", "hiresnet", "stsnet"])
+def test_sizes_are_those_of_the_hierarchical_model(name):
+    """Counted on shapes, and again on the model that wears BHCCM in earnest."""
+    options = {"width": 0.13, "depth": 0.2}
+    table = models.sizes([name], TREE, [3, 10], 64, **options)
+    assert table[["network", "bands"]].to_numpy().tolist() == [[name, 3], [name, 10]]
+    flat = models.build(name, 3, 18, **options)
+    example = flat.example(64) if hasattr(flat, "example") else None
+    counts = [networks.describe(m, 3, size=64, example=example) for m in (flat, hierarchical(flat, TREE))]
+    row = table.iloc[0]
+    assert row["width"] == flat.classifier.in_channels
+    assert row["params_m"] * 1e6 == pytest.approx(counts[0]["params"])
+    assert row["gmac"] == pytest.approx(counts[0]["gmac"])
+    assert row["bhccm_k"] * 1e3 == pytest.approx(counts[1]["params"] - counts[0]["params"])
+    added = counts[1]["gmac"] - counts[0]["gmac"]
+    if name == "hiresnet":  # OCR has a region for every class of every level
+        assert 0 < row["bhccm_gmac"] < added
+    else:
+        assert row["bhccm_gmac"] == pytest.approx(added)
+    assert table["params_m"][0] < table["params_m"][1] and table["bhccm_k"].nunique() == 1
+
+
+def test_bhccm_adds_what_the_sheet_says_at_512_channels():
+    table = models.sizes(["convnext_base-upernet"], TREE).iloc[0]
+    assert (table["width"], table["bands"]) == (512, 4)
+    assert table["bhccm_k"] == pytest.approx(8.347)
+    assert table["params_m"] == pytest.approx(120.82, abs=0.01)
