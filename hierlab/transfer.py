@@ -164,4 +164,6 @@ def _source_config(run: str | Path) -> dict:
             f"{run} was trained with the head '{config['head']}'; TransLU carries over a hierarchical model. Train "
             "one with --head bhccm."
         )
+    if "series_band_names" in config:
+        raise ValueError(f"{run} was trained with a time series; TransLU carries over models of images alone.")
     return config
