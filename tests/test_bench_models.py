@@ -130,14 +130,16 @@ def test_bad_options_are_refused(tmp_path, capsys, options, told):
 # ---------------------------------------------------------------- processes of their own
 
 
-def test_memory_is_that_of_the_work(tmp_path):
+def test_memory_is_that_of_the_work(tmp_path, monkeypatch):
     """A step holds the weights four times (gradients and AdamW's two moments), inference once, and never both heads."""
     published = PUBLISHED["stsnet-spectral"]._replace(size=32)
-    request = {"model": "stsnet-spectral", "published": published, "folder": str(tmp_path), "options": {"width": 0.6}}
+    request = {"model": "stsnet-spectral", "published": published, "folder": str(tmp_path), "options": {"width": 0.5}}
     request |= {"device": "cpu", "precision": "32-true", "batch": 1, "heads": ["flat"], "repeats": 1}
-    weights = bench.in_own_process(prepare, request, "making it")["flat"]["params"] * 4 / 1e6
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_models, "_go_first", lambda: None)
+        weights = prepare(request)["flat"]["params"] * 4 / 1e6  # MB
     found = {work: bench.in_own_process(measure, request | {"work": work}, work) for work in WORKS}
-    assert weights > 25
+    assert weights > 20
     for work, copies in (("forward", 1), ("step", 4)):
         held = found[work]["peak_mb"] - found[work]["start_mb"]
         assert held > 0.9 * copies * weights
