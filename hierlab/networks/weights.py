@@ -23,9 +23,9 @@ def load_weights(network: Network, source: str | os.PathLike) -> dict[str, list[
 
     ``source`` is ``"imagenet"`` (the weights that timm's hub has for the encoder) or a file, ``.safetensors`` or
     PyTorch's own format, which holds a network or an encoder under timm's names (for SegNeXt those of its published
-    files), whatever stands before them. The
-    first convolution is adapted to another number of bands as timm does it: its three channels are repeated in
-    turn and scaled to keep their sum. Decoder and classifier are taken where names and shapes agree.
+    files), whatever stands before them. The first convolution is adapted to another number of bands as timm does it:
+    its three channels are repeated in turn and scaled by three over the bands, which keeps their sum where the bands
+    are a multiple of three. Decoder and classifier are taken where names and shapes agree.
 
     Returns the names of the tensors ``matched``, ``missing`` (in the network, not in the source), ``mismatched``
     (of another shape, left as they were) and ``unused`` (in the source only), and logs their numbers.
