@@ -506,7 +506,7 @@ def test_weights_of_a_vit_from_a_file(tmp_path, start):
 
 def test_weights_from_the_hub(monkeypatch):
     asked = []
-    monkeypatch.setattr(paraformer, "_from_hub", lambda name: asked.append(name) or vit().state_dict())
+    monkeypatch.setattr(paraformer, "from_hub", lambda name: asked.append(name) or vit().state_dict())
     model = narrow(depth=1 / 6, weights="imagenet")
     assert asked == ["vit_base_patch16_224"] and len(model.vit.blocks) == 2
 
