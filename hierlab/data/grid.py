@@ -25,6 +25,13 @@ def apply(transform: Affine, columns, rows):
     return a * columns + b * rows + c, d * columns + e * rows + f
 
 
+def compose(outer: Affine, inner: Affine) -> Affine:
+    """The transform that applies ``inner``, then ``outer``: a product that Affine's versions spell differently."""
+    a, b, c, d, e, f = tuple(outer)[:6]
+    g, h, i, j, k, m = tuple(inner)[:6]
+    return Affine(a * g + b * j, a * h + b * k, a * i + b * m + c, d * g + e * j, d * h + e * k, d * i + e * m + f)
+
+
 def outline(transform: Affine, height: int, width: int, points: int = 9) -> tuple[np.ndarray, np.ndarray]:
     """x and y along the edge of a grid, several points a side, so that reprojection keeps its bends."""
     t = np.linspace(0, 1, points)
