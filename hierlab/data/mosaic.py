@@ -76,6 +76,23 @@ def read_mosaic(
         return _read(_opened(stack, grid, layers, resampling), window)
 
 
+def read_grey(grid: Grid, paths: Sequence[str | os.PathLike]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the first three bands (or the first, where a file has fewer) of files on a grid, float32 (H, W), and
+    where it is valid, bool (H, W)."""
+    counts = []
+    for path in paths:
+        with open_raster(os.fspath(path)) as file:
+            counts.append(3 if file.count >= 3 else 1)
+    layers = [[Band(path, number + 1) for number in range(min(counts))] for path in paths]
+    values, valid = np.zeros((grid.height, grid.width), np.float32), np.zeros((grid.height, grid.width), bool)
+    with ExitStack() as stack:
+        opened = _opened(stack, grid, layers, Resampling.bilinear)
+        for window in blocks(grid.height, grid.width, BLOCK):
+            part, seen = _read(opened, window)
+            values[window.toslices()], valid[window.toslices()] = part.mean(0), seen
+    return values, valid
+
+
 def write_mosaic(
     out: str | os.PathLike,
     grid: Grid,
@@ -85,15 +102,14 @@ def write_mosaic(
     names: Sequence[str] = (),
     resampling: Resampling = Resampling.bilinear,
     mean: int = 1,
-) -> float:
-    """Write :func:`read_mosaic` of the whole grid as a tiled GeoTIFF; returns the share of valid pixels.
+) -> None:
+    """Write :func:`read_mosaic` of the whole grid as a tiled GeoTIFF.
 
     Whole-number types are rounded and clipped to what they hold; valid values that would become ``nodata`` are moved up
     by one, so that dark ground stays valid. mean: read the layers on pixels of 1/mean the side, and write their means.
     """
     whole = np.issubdtype(np.dtype(dtype), np.integer)
     fine = Grid(grid.crs, compose(grid.transform, Affine.scale(1 / mean)), grid.height * mean, grid.width * mean)
-    valid_pixels = 0
     with ExitStack() as stack:
         opened = _opened(stack, fine, layers, resampling)
         profile = {"count": len(layers[0]), "dtype": dtype, "nodata": nodata, "crs": grid.crs}
@@ -115,8 +131,13 @@ def write_mosaic(
             if nodata is not None:
                 values[:, ~valid] = nodata
             file.write(values.astype(dtype), window=place)
-            valid_pixels += int(valid.sum())
-    return valid_pixels / (grid.height * grid.width)
+
+
+def valid_share(path: str | os.PathLike) -> float:
+    """The share of a raster's pixels that are not nodata in all bands."""
+    with open_raster(os.fspath(path)) as file:
+        places = blocks(file.height, file.width, BLOCK)
+        return sum(int((file.dataset_mask(window=p) > 0).sum()) for p in places) / (file.height * file.width)
 
 
 def _range(dtype: str) -> tuple[int, int]:

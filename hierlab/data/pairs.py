@@ -37,9 +37,14 @@ class PairFolder(Dataset):
                 f"{self.root} holds no images of the split '{split}': expected {IMAGES}/{split}/NAME.tif with "
                 f"{LABELS}/{split}/NAME….tif."
             )
+        owned: dict[str, list[Path]] = {}  # what an image may be called, by which labels would be its own
+        for label in labels:
+            parts = label.stem.split("_")
+            for n in range(1, len(parts) + 1):
+                owned.setdefault("_".join(parts[:n]), []).append(label)
         self.pairs = []
         for image in images:
-            mine = [label for label in labels if label.stem == image.stem or label.stem.startswith(image.stem + "_")]
+            mine = owned.get(image.stem, [])
             if len(mine) != 1:
                 raise ValueError(f"{image} has {len(mine)} label files in {LABELS}/{split}; it needs one.")
             self.pairs.append((image, mine[0]))

@@ -6,6 +6,7 @@ which :class:`hierlab.data.pairs.PairFolder` reads.
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from math import gcd
 from pathlib import Path
 
@@ -54,9 +55,16 @@ def resample_codes(codes: np.ndarray, side: int, new: int, rule: str = "majority
     return result
 
 
-def write_codes(out: Path, label: str | os.PathLike, new: int, rule: str = "majority") -> None:
-    """Write a label raster, whose pixels have a side of whole metres, on pixels of ``new`` metres."""
-    with open_raster(os.fspath(label)) as source:
+def write_codes(
+    out: Path, label: str | os.PathLike, new: int, rule: str = "majority", image: str | os.PathLike | None = None
+) -> None:
+    """Write a label raster, whose pixels have a side of whole metres, on pixels of ``new`` metres.
+
+    image: a raster on the new pixels; where it has no data, the codes become the label's nodata value (0 without one).
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(open_raster(os.fspath(label)))
+        seen = None if image is None else stack.enter_context(open_raster(os.fspath(image)))
         side = round(source.transform.a)
         if abs(source.transform.a - side) > 1e-9 or source.transform.e != -source.transform.a:
             raise ValueError(f"{label}: its pixels, {source.transform.a} × {-source.transform.e}, have no whole metres")
@@ -64,12 +72,19 @@ def write_codes(out: Path, label: str | os.PathLike, new: int, rule: str = "majo
         profile |= {"height": source.height * side // new, "width": source.width * side // new}
         profile |= {"transform": compose(source.transform, Affine.scale(new / side))}
         step = max(1, _ROWS * side // (side * new)) * new  # pixels of the label: whole pixels of either side
-        with rasterio.open(out, "w", **profile) as file:
-            for top in range(0, source.height, step):
-                rows = min(step, source.height - top)
-                codes = source.read(1, window=Window(0, top, source.width, rows))
-                made = resample_codes(codes, side, new, rule)
-                file.write(made, 1, window=Window(0, top * side // new, *made.shape[::-1]))
+        if seen is not None and (seen.height, seen.width) != (profile["height"], profile["width"]):
+            raise ValueError(
+                f"{image} has {seen.shape} pixels, the label would have {profile['height']}, {profile['width']}"
+            )
+        file = stack.enter_context(rasterio.open(out, "w", **profile))
+        for top in range(0, source.height, step):
+            rows = min(step, source.height - top)
+            codes = source.read(1, window=Window(0, top, source.width, rows))
+            made = resample_codes(codes, side, new, rule)
+            place = Window(0, top * side // new, *made.shape[::-1])
+            if seen is not None:
+                made[seen.dataset_mask(window=place) == 0] = source.nodata or 0
+            file.write(made, 1, window=place)
 
 
 def cut(

@@ -8,7 +8,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from hierlab.data.grid import Grid
-from hierlab.data.mosaic import Band, overlaps, rasters_in, read_mosaic, write_mosaic
+from hierlab.data.mosaic import Band, overlaps, rasters_in, read_grey, read_mosaic, valid_share, write_mosaic
 
 GRID = Grid(CRS.from_epsg(32633), from_origin(400_000, 5_800_000, 10, 10), 40, 60)
 
@@ -53,14 +53,14 @@ def test_scale_offset_and_dark_ground(write, tmp_path):
     stored = np.full((40, 60), 3000, np.uint16)
     stored[0, 0], stored[1, 1], stored[2, 2] = 0, 900, 1000
     band = Band(write("B2.tif", stored, nodata=0), scale=1, offset=-1000)
-    share = write_mosaic(tmp_path / "m.tif", GRID, [[band]], "uint16", names=["B2"], resampling=Resampling.nearest)
+    write_mosaic(tmp_path / "m.tif", GRID, [[band]], "uint16", names=["B2"], resampling=Resampling.nearest)
     with rasterio.open(tmp_path / "m.tif") as file:
         image = file.read(1)
         assert file.nodata == 0 and file.descriptions == ("B2",) and file.transform == GRID.transform
     assert image[5, 5] == 2000
     assert image[0, 0] == 0  # no data
     assert image[1, 1] == 1 and image[2, 2] == 1  # dark, but there
-    assert share == 1 - 1 / 2400
+    assert valid_share(tmp_path / "m.tif") == 1 - 1 / 2400
 
 
 def test_means_of_finer_pixels(write, tmp_path, monkeypatch):
@@ -90,3 +90,15 @@ def test_folders_of_rasters(tmp_path, write, noise):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no raster files in"):
         rasters_in([tmp_path / "empty"])
+
+
+def test_grey_pictures_for_comparison(write, monkeypatch):
+    monkeypatch.setattr("hierlab.data.mosaic.BLOCK", 16)
+    four = np.random.default_rng(1).integers(1, 900, (4, 40, 30)).astype(np.uint16)
+    values, valid = read_grey(GRID, [write("a.tif", four, nodata=0)])
+    np.testing.assert_allclose(values[:, :30], four[:3].mean(0), rtol=1e-6)
+    assert valid[:, :30].all() and not valid[:, 30:].any() and values.dtype == np.float32
+    one = write("b.tif", np.full((40, 60), 7, np.uint8))
+    values, valid = read_grey(GRID, [write("c.tif", four, nodata=0), one])
+    assert valid.all() and (values[:, 30:] == 7).all()
+    np.testing.assert_array_equal(values[:, :30], four[0])  # what all files have

@@ -61,6 +61,19 @@ def test_files_are_resampled_piece_by_piece(write, tmp_path, monkeypatch):
             assert file.bounds == source.bounds and file.crs == source.crs and file.nodata == 0
 
 
+def test_labels_end_where_the_image_does(write, tmp_path):
+    label = write("l.tif", np.full((10, 10), 7, np.uint8), transform=from_origin(400_000, 5_800_000, 4, 4), nodata=0)
+    image = np.ones((2, 4, 4), np.uint16)
+    image[:, 0] = 0
+    image[1, 2, 2] = 0  # dark in one band
+    scene = write("i.tif", image, nodata=0)
+    write_codes(tmp_path / "o.tif", label, 10, image=scene)
+    with rasterio.open(tmp_path / "o.tif") as file:
+        assert file.read(1).tolist() == [[0] * 4, [7] * 4, [7] * 4, [7] * 4]
+    with pytest.raises(ValueError, match=r"i\.tif has \(4, 4\) pixels, the label would have 20, 20"):
+        write_codes(tmp_path / "p.tif", label, 2, image=scene)
+
+
 def test_patches_are_read_as_they_were_cut(write, tmp_path, tree):
     rng = np.random.default_rng(3)
     codes = rng.choice([11, 12, 21], (50, 70)).astype(np.uint8)
