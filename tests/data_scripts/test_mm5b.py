@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from fake_satellite import (
     LAT,
     LON,
@@ -24,7 +25,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
-from hierlab.data.grid import apply
+from hierlab.data.grid import apply, compose
 from hierlab.data.pairs import PairFolder
 from hierlab.tree import ClassTree
 
@@ -47,7 +48,13 @@ def reflectance(x, y, band):
 
 
 def colours(x, y):
-    return np.stack([100 + (x - MIDDLE[0]) / 20, 120 + (y - MIDDLE[1]) / 20, 140 + (x - MIDDLE[0]) / 40])
+    fine = (x // 1 * 37 + y // 1 * 59) ** 2 % 41  # from metre to metre
+    return np.rint([80 + (x - MIDDLE[0]) / 20 + fine, 100 + (y - MIDDLE[1]) / 20 - fine, 140 + (x - MIDDLE[0]) / 40])
+
+
+def lost(x, y):
+    """A square that one band of Sentinel-2 does not show."""
+    return (np.abs(x - MIDDLE[0] - 300) < 60) & (np.abs(y - MIDDLE[1]) < 60)
 
 
 def centres(transform, height, width):
@@ -112,6 +119,8 @@ def write_imagery(folder):
 
             def stored(x, y, band=band, part=part):
                 there = x < MIDDLE[0] + 200 if part == "west" else x > MIDDLE[0] - 200
+                if band == 6:
+                    there &= ~lost(x, y)
                 return np.where(there, reflectance(x, y, band) + 1000, 0)
 
             side = 20 if key not in ("blue", "green", "red", "nir") else 10
@@ -229,13 +238,17 @@ def test_sentinel_2_is_reflectance_on_its_own_pixels(made, scene):
         image, transform = file.read(), file.transform
         assert file.descriptions == ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
     x, y = centres(transform, *image.shape[1:])
-    away = np.abs(x - MIDDLE[0] - 200) > 30  # from where one item ends
+    hole = lost(x, y)
+    assert (image[:, hole] == 0).all() and hole.sum() == 144
+    with rasterio.open(made[1] / "scenes" / "sentinel2" / f"{scene}_18label.tif") as file:
+        assert (file.read(1)[hole] == 0).all()  # no label where there is no image
+    away = (np.abs(x - MIDDLE[0] - 200) > 30) & ~hole  # from where one item ends
     assert away.mean() > 0.9
     for band, values in enumerate(image):  # a pixel displaced by a tenth would make a difference of one
         assert np.abs(values - reflectance(x, y, band))[away].max() <= 1.5, band
     told = report(made[1], scene, "sentinel2")
     assert [item["id"] for item in told["items"]] == ["west", "east"] and told["items"][0]["cloud"] == 3
-    assert told["valid"] == 1
+    assert told["valid"] == pytest.approx(1 - 144 / hole.size, abs=1e-4)
     assert told["items"][0]["scale_offset"][0] == [1, -1000]
 
 
@@ -244,7 +257,9 @@ def test_colours_are_means_of_1_m(made):
     with rasterio.open(made[1] / "scenes" / "rgb" / f"{scene}.tif") as file:
         image, transform = file.read(), file.transform
         assert transform.a == 2 and file.descriptions == ("red", "green", "blue")
-    assert np.abs(image - colours(*centres(transform, *image.shape[1:]))).max() < 1.1
+    h, w = image.shape[1:]
+    metres = colours(*centres(compose(transform, Affine.scale(0.5)), 2 * h, 2 * w))
+    assert np.abs(image - metres.reshape(3, h, 2, w, 2).mean((2, 4))).max() <= 0.5
 
 
 def test_the_reader_reads_it(made):
