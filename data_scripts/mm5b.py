@@ -359,6 +359,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     table = recode_table()
     for scene in track(list(inputs), "rectify", "scenes"):
         rectify(scene, inputs[scene], ledgers["gaofen2"], arguments, table)
+    others = [*arguments.dem, *arguments.reference, *([arguments.geoid] if arguments.geoid else [])]
+    ledgers["gaofen2"].finish(inputs={path.name: checksum(path) for path in track(others, "checksums")})
     reports = {scene: ledgers["gaofen2"].read_json(f"{scene}.json") for scene in inputs}
 
     for source in (s for s in arguments.sources if s != "gaofen2"):
@@ -379,7 +381,8 @@ def prepare(arguments: argparse.Namespace) -> None:
             valid = ledgers[source].read_json(f"{scene}.json")["valid"]
             if valid < LEAST_COVER:  # the catalogue promised more than the files hold
                 reports[scene]["registration"]["doubts"].append(f"{source} shows {valid:.0%} of it")
-        ledgers[source].finish()
+        if source != "gaofen2":
+            ledgers[source].finish()
         settings = {"size": sizes[source], "least_labelled": arguments.least_labelled}
         settings |= {"split": {s: split[s] for s in scenes}, "made_from": ledgers[source].settings}
         target, names = Ledger(out / source, settings), []

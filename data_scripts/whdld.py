@@ -178,7 +178,9 @@ def prepare(arguments: argparse.Namespace) -> None:
     ledger.write("split.csv", lambda path: path.write_text("name,split\n" + listed, "utf-8"))
     shares = {tree.label_names[tree.codes[code]]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
     parts = {part: sum(p == part for p in split.values()) for part in ("train", "val")}
-    ledger.finish([*files, "split.csv"], pairs=parts, pixels=shares)
+    sums = "".join(f"{checksum(path)}  {path.name}\n" for pair in pairs.values() for path in pair)
+    inputs = hashlib.sha256(sums.encode()).hexdigest()  # of their list, as sha256sum writes it
+    ledger.finish([*files, "split.csv"], pairs=parts, pixels=shares, inputs=inputs)
     print(f"train {parts['train']:,}, val {parts['val']:,} (the paper: 3,294 and 1,646)")
     for name, number in shares.items():
         print(f"{number / counts.sum():7.2%}  {name}")

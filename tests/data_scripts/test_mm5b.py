@@ -180,6 +180,10 @@ def test_it_runs(made):
         told = json.loads((made[1] / source / "manifest.json").read_text())
         assert told["complete"] and told["patches"]["train"] > 0 and told["patches"]["val"] > 0
         assert str(made[1].parent) not in json.dumps(told), "no place of this machine in a manifest"
+        assert json.loads((made[1] / "scenes" / source / "manifest.json").read_text())["complete"]
+    told = json.loads((made[1] / "scenes" / "gaofen2" / "manifest.json").read_text())
+    assert set(told["inputs"]) == {"dem.tif", "reference.tif"}
+    assert told["inputs"]["dem.tif"] == hashlib.sha256((made[1].parent / "dem.tif").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -61,6 +61,9 @@ def test_the_reader_reads_the_publisher_s_pixels(few, go, tmp_path):
     assert told["complete"] and told["pairs"] == {"train": 14, "val": 7} and told["files"] == 2 * len(NUMBERS) + 1
     assert sum(told["pixels"].values()) == len(NUMBERS) * 256**2 and set(told["pixels"]) == set(tree.classes[-1])
     assert str(tmp_path) not in json.dumps(told)
+    again = write_publisher(tmp_path / "again")
+    assert go(few, again, tmp_path / "out2")[0] == 0
+    assert json.loads((tmp_path / "out2" / "manifest.json").read_text())["inputs"] == told["inputs"]
 
 
 def test_runs_of_numbers_are_held_out_whole(few):
