@@ -1,6 +1,7 @@
 """What the command line prints: tables, and complaints about options."""
 
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -40,4 +41,22 @@ def print_tree_measures(metrics: dict) -> None:
     console.print(
         f"hierarchical F {100 * metrics['hF']:.2f} %, tree distance {metrics['tree_distance']:.3f} "
         f"({metrics['mistake_distance']:.2f} among mistakes), consistency {100 * metrics['consistency']:.2f} %"
+    )
+
+
+def conclude(prepared, model, config: dict, result: dict, out: Path, device: str) -> None:
+    """The end of a training run: scores of the held-out blocks, as JSON and printed, and pictures, in the folder
+    ``out``. What it takes is what :func:`hierlab.workflow.prepare` and :func:`hierlab.workflow.train` give."""
+    from . import workflow
+    from .metrics import table
+
+    data, what = (prepared.test, "test") if prepared.test is not None else (prepared.validation, "validation")
+    metrics = workflow.run_evaluation(model, config, data, device=device)
+    workflow.write_json(out / "metrics.json", {"data": f"the {what} blocks of the run", "metrics": metrics})
+    print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
+    print_tree_measures(metrics)
+    pictures = workflow.pictures(model, config, data, result["history"], metrics, out)
+    console.print(
+        f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
+        f"{result['device']}); pictures: {', '.join(str(path) for path in pictures)}"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import profiles
-from ._show import choose, console, print_table, print_tree_measures
+from ._show import choose, conclude, console
 
 
 def register(app: typer.Typer) -> None:
@@ -69,8 +69,6 @@ def transfer_command(
     hierlab transfer run/ --images s2.tif --labels crops.tif --tree crops --mapping landuse-to-crops --out run2/
     """
     from . import transfer as stage2
-    from . import workflow
-    from .metrics import table
     from .train import Interrupted, check_run
     from .translu import MERGES, OTHERS
     from .tree import RULES, ClassTree
@@ -130,14 +128,5 @@ def transfer_command(
     except Interrupted as stopped:
         print(f"hierlab: {stopped}", file=sys.stderr)
         raise typer.Exit(130) from stopped
-    data, what = (prepared.test, "test") if prepared.test is not None else (prepared.validation, "validation")
-    metrics = workflow.run_evaluation(model, config, data, device=device)
-    workflow.write_json(out / "metrics.json", {"data": f"the {what} blocks of the run", "metrics": metrics})
-    print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
-    print_tree_measures(metrics)
-    pictures = workflow.pictures(model, config, data, result["history"], metrics, out)
-    console.print(
-        f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
-        f"{result['device']}); pictures: {', '.join(str(path) for path in pictures)}"
-    )
+    conclude(prepared, model, config, result, out, device)
     console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif")

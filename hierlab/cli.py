@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from . import _experiments_cli, _transfer_cli, _twin_cli, profiles
-from ._show import choose, console, print_rows, print_table, print_tree_measures
+from ._show import choose, conclude, console, print_rows, print_table, print_tree_measures
 
 app = typer.Typer(
     add_completion=False,
@@ -124,7 +124,6 @@ def train(
 ) -> None:
     """Train a hierarchical model on rasters and labels."""
     from . import workflow
-    from .metrics import table
     from .models import check_series
     from .train import Interrupted, check_run
     from .tree import RULES, ClassTree
@@ -184,16 +183,7 @@ def train(
     except Interrupted as stopped:
         print(f"hierlab: {stopped}", file=sys.stderr)
         raise typer.Exit(130) from stopped
-    data, what = (prepared.test, "test") if prepared.test is not None else (prepared.validation, "validation")
-    metrics = workflow.run_evaluation(model, config, data, device=device)
-    workflow.write_json(out / "metrics.json", {"data": f"the {what} blocks of the run", "metrics": metrics})
-    print_table(table(metrics, prepared.tree), f"{what.capitalize()} blocks: {out}")
-    print_tree_measures(metrics)
-    pictures = workflow.pictures(model, config, data, result["history"], metrics, out)
-    console.print(
-        f"{result['steps']} steps in {result['seconds']:.0f} s ({result['images_per_second']:.1f} patches/s on "
-        f"{result['device']}); pictures: {', '.join(str(path) for path in pictures)}"
-    )
+    conclude(prepared, model, config, result, out, device)
     console.print(f"Next: hierlab map {out} SCENE.tif MAP.tif{' --series SERIES.tif' if series else ''}")
 
 

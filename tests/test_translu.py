@@ -60,9 +60,6 @@ class TestDeiT(Contract):
     def make(self, bands, classes):
         return TransLU(source_model(self.name, bands), TO_CROPS, merge="steps", others="complement")
 
-    def test_exports(self, model):
-        pytest.skip("takes seconds, and ConvNeXt shows it")
-
 
 # ------------------------------------------------------------------------------------------- deformable attention
 

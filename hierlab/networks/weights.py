@@ -85,6 +85,7 @@ def load_weights(network: Network, source: str | os.PathLike) -> dict[str, list[
 
 
 def some(keys: list[str]) -> str:
+    """The first four names and how many more there are, for a message."""
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "") if keys else "none"
 
 
@@ -149,6 +150,10 @@ def _adapt(value: Tensor, target: Tensor) -> Tensor | None:
 
 
 def from_hub(encoder_name: str) -> dict[str, Tensor]:
+    """The tensors that timm's hub has for an encoder, by name.
+
+    ValueError if there are none, OSError if they cannot be fetched.
+    """
     import timm
 
     published = timm.get_pretrained_cfg(encoder_name)

@@ -89,6 +89,7 @@ def lot(build: Builder, n: np.ndarray):
 
 
 def byte(h: np.ndarray) -> np.ndarray:
+    """A number from 0 to 255 of every hash, uint8: what sets one thing's look apart from another's."""
     return (derive(h, 7) & np.uint32(255)).astype(np.uint8)
 
 
