@@ -187,6 +187,16 @@ DEEPLAB = CONVNEXT_DEIT.replace(
 TRANSLU = CONVNEXT_DEIT.replace(steps=20_000)
 """TransLU in HieraRS (Section V.A): AdamW 1e-4, decay 0.05, layer decay 0.9, the schedule of stage I, 20k."""
 
+_OF_ENCODERS = {"resnet": DEEPLAB, "swin": SWIN, "segnext": SWIN}
+
+
+def published_for(network: str) -> Recipe:
+    """The recipe that HieraRS trains a network with, by its name: DEEPLAB for ResNets, SWIN for Swin, else
+    CONVNEXT_DEIT. SegNeXt gets Swin's: the paper does not give its rate, and these are SegNeXt's own, AdamW with 6e-5
+    and 0.01."""
+    return next((recipe for start, recipe in _OF_ENCODERS.items() if network.startswith(start)), CONVNEXT_DEIT)
+
+
 RECIPES = {
     "laptop": LAPTOP,
     "smoke": SMOKE,

@@ -243,7 +243,7 @@ def test_the_record_says_which_twin_and_which_setting():
     assert made["data"]["twin_version"] == twin.TWIN_VERSION and made["data"]["twin_seed"] == 0
     setting = TABLE_07.setting("smoke")
     assert made["setting"] == {
-        name: getattr(setting, name) for name in ("width", "depth", "steps", "batch", "lr", "precision")
+        name: getattr(setting, name) for name in ("width", "depth", "steps", "batch", "lr", "precision", "weights")
     }
     assert made["hash"] in jobs.done_by({**made, "data": record.told(made["data"])})  # as before these were said
 

@@ -20,6 +20,7 @@ COLOURS = {AGREES: "#0072B2", DISAGREES: "#D55E00", UNDECIDED: "0.45"}
 SHOWN = ("paper", "gpu", "laptop")  # the profiles whose numbers are shown, from the largest
 FEW = 5  # below so many seeds there is nothing to resample: Student's t instead
 RESAMPLES = 20_000
+TALLEST = 14.0  # inches of a picture
 
 
 class Estimate(NamedTuple):
@@ -198,15 +199,17 @@ def methods(experiment: Experiment, records: list[dict]) -> str:
 def figure(experiment: Experiment, records: list[dict]) -> plot.Picture:
     """Each row's score, published and ours, in a panel each: a dot a seed, the mean with its 95 % interval.
 
-    With several measures, a pair of panels each, one below the other.
+    With several measures, a pair of panels each, one below the other; of many rows the first measure alone, because a
+    picture of all would be taller than anyone scrolls.
     """
     printed = experiment.published_scores()
     labels = [row.label for row in experiment.rows]
     places = np.arange(len(labels))
-    high = (0.9 + 0.36 * len(labels)) * len(experiment.measures)
-    drawing = plot.picture(8, high)
-    grid = drawing.subplots(len(experiment.measures), 2, sharey=True, squeeze=False)
-    for (left, right), measure in zip(grid, experiment.measures, strict=True):
+    high = 0.9 + 0.36 * len(labels)
+    measures = experiment.measures[: max(1, int(TALLEST // high))]
+    drawing = plot.picture(8, high * len(measures))
+    grid = drawing.subplots(len(measures), 2, sharey=True, squeeze=False)
+    for (left, right), measure in zip(grid, measures, strict=True):
         ours = scores(experiment, records, measure)
         left.plot(printed[measure.column], places, "o", color="0.2")
         for place, row in zip(places, experiment.rows, strict=True):

@@ -15,7 +15,7 @@ from ..data.augment import Augment
 from ..data.pairs import PairFolder
 from ..evaluation import evaluate
 from ..networks import describe
-from ..recipes import LAPTOP, Recipe
+from ..recipes import LAPTOP, Recipe, published_for
 from ..train import fit
 from ..tree import ClassTree
 from .define import Experiment, Setting
@@ -41,9 +41,9 @@ def inputs(experiment: Experiment, row: HeadRow, profile: str, setting: Setting)
     train, validation = (_data(experiment, split, profile, setting) for split in ("train", "val"))
     if setting.batch > len(train):
         raise ValueError(f"batch is {setting.batch}, but there are only {len(train)} patches to train on.")
-    bhccm = row.head == "bhccm"
+    bhccm, network = row.head == "bhccm", row.network or experiment.network
     parameters = {
-        "network": experiment.network,
+        "network": network,
         "width": setting.width,
         "depth": setting.depth,
         "head": row.head,
@@ -51,8 +51,10 @@ def inputs(experiment: Experiment, row: HeadRow, profile: str, setting: Setting)
         "residual": row.residual,
         "consistency": row.consistency if bhccm else None,
         "alpha": row.alpha if bhccm and row.consistency else None,
-        "recipe": _recipe(profile, setting, max(_sides(train.size))).to_dict(),
+        "recipe": _recipe(network, profile, setting, max(_sides(train.size))).to_dict(),
     }
+    if setting.weights is not None:  # as with the rule below
+        parameters["weights"] = setting.weights
     if row.rule != HeadRow.rule:  # the usual one goes without saying, as in the records made before there was another
         parameters["rule"] = row.rule
     data = {
@@ -120,10 +122,11 @@ def _fitted(experiment, row, seed, profile, setting, device, tell, train) -> tup
     key = json.dumps([found, seed, str(pick_device(device))], sort_keys=True)
     if key not in _trained:
         _trained.clear()
-        recipe = _recipe(profile, setting, max(_sides(train.size)))
+        network = row.network or experiment.network
+        recipe = _recipe(network, profile, setting, max(_sides(train.size)))
         mean, std = statistics(train)
         config = make_config(
-            experiment.network,
+            network,
             train.tree,
             mean,
             std,
@@ -135,7 +138,7 @@ def _fitted(experiment, row, seed, profile, setting, device, tell, train) -> tup
             gsd=train.gsd,
         )
         seed_everything(seed)
-        model = build_model(config)
+        model = build_model(config, setting.weights)
         loss = (
             losses.FlatLoss(train.tree)
             if row.head == "flat"
@@ -164,17 +167,24 @@ def _tell(tell: Callable[[dict], None], steps: int, line: dict) -> None:
         tell({"share": line["step"] / (steps + 1), "rate": line["images_per_second"]})
 
 
-def _recipe(profile: str, setting: Setting, patch: int) -> Recipe:
-    """The laptop recipe in the setting's size; only the batch's own pixels, so no scaling and no drawing by class."""
+def _recipe(network: str, profile: str, setting: Setting, patch: int) -> Recipe:
+    """The laptop recipe in the setting's size, or the network's published one where the networks have theirs.
+
+    At laptop size only the batch's own pixels, so no scaling and no drawing by class.
+    """
+    if profile in ("gpu", "paper"):
+        recipe = published_for(network)
+        warmup = recipe.warmup_steps * setting.steps // recipe.steps
+    else:
+        recipe = LAPTOP.scaled(profile).replace(augment=Augment(scale=None, max_share=None), channels_last=True)
+        warmup = setting.steps // 20
     given = {"lr": setting.lr, "precision": setting.precision}
-    return LAPTOP.scaled(profile).replace(
+    return recipe.replace(
         steps=setting.steps,
-        warmup_steps=setting.steps // 20,
+        warmup_steps=warmup,
         batch_size=setting.batch,
         patch=patch,
-        augment=Augment(scale=None, max_share=None),
         keep="last",
-        channels_last=True,
         **{name: value for name, value in given.items() if value is not None},
     )
 
