@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ._hrnet import Joined, MultiBranch, conv_unit
 from .networks import load_weights
-from .networks.parts import BatchNorm2d, Network
+from .networks.parts import BatchNorm2d, Network, check_image, whole_strides
 from .tree import IGNORE, ClassTree
 
 STEPS = 4  # of the distance in L_CEA
@@ -243,19 +243,8 @@ class HiResNet(Network):
 
     def forward(self, batch: dict[str, Tensor]) -> dict:
         """``batch["image"]`` (B, C, H, W), any H and W: padded by replication to at least two strides, cropped back."""
-        image = batch["image"]
-        if image.ndim != 4 or image.shape[1] != self.bands:
-            raise ValueError(
-                f"{self.name} takes images (B, {self.bands}, H, W), given {tuple(image.shape)}: select the bands it "
-                "was built for, or build it with as many bands as the images have."
-            )
-        height, width = image.shape[-2:]
-        padded = [max(2, math.ceil(side / self.stride)) * self.stride for side in (height, width)]
-
-        def whole(scores: Tensor) -> Tensor:
-            return F.interpolate(scores, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
-
-        image = F.pad(image, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
+        image = whole_strides(check_image(batch["image"], self.bands, self.name), self.stride)
+        whole = partial(self.enlarged, padded=image, image=batch["image"])
         pixels = self.decoder(self.encoder(image))  # (B, D, padded / 4)
         if self.ocr is None:
             return {"logits": [whole(self.classifier(pixels))]}

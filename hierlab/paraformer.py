@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .losses import FlatLoss, cross_entropy
 from .networks.compose import scaled
-from .networks.parts import BatchNorm2d
+from .networks.parts import BatchNorm2d, check_image, whole_strides
 from .networks.weights import align, from_file, from_hub, some
 from .tree import IGNORE, ClassTree
 
@@ -228,17 +228,8 @@ class Paraformer(nn.Module):
         self.classifier = nn.Conv2d(features, classes, 3, padding=1)
 
     def forward(self, batch: dict[str, Tensor]) -> dict:
-        image = batch["image"]
-        if image.ndim != 4 or image.shape[1] != self.bands:
-            raise ValueError(
-                f"{self.name} takes images (B, {self.bands}, H, W), given {tuple(image.shape)}: select the bands "
-                f"it was built for, or build it with bands={image.shape[1] if image.ndim == 4 else 'C'}."
-            )
-        height, width = image.shape[-2:]
-        # At least two strides: batch normalisation cannot train on one value a channel.
-        padded = [max(2, math.ceil(side / 16)) * 16 for side in (height, width)]
-        x = F.pad(image, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
-
+        height, width = batch["image"].shape[-2:]
+        x = whole_strides(check_image(batch["image"], self.bands, self.name), 16)
         outputs, primal = {}, None
         if self.cnn is not None:
             maps = self.cnn(x)  # blocks × (B, C, H, W)

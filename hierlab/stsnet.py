@@ -29,7 +29,7 @@ from ._stsnet_series import (
     resolution_ratio,
     sample,
 )
-from .networks.parts import BatchNorm2d
+from .networks.parts import BatchNorm2d, check_image
 from .networks.weights import from_file
 
 __all__ = ["NETWORKS", "ConvLSTM", "CrossResolutionFusion", "CrossScale", "Decoder", "PatchMean", "STSNet"]
@@ -232,16 +232,6 @@ class Decoder(nn.Module):
 # ---------------------------------------------------------------- the networks
 
 
-def _image(batch: dict, bands: int, name: str) -> Tensor:
-    image = batch["image"]
-    if image.ndim != 4 or image.shape[1] != bands:
-        raise ValueError(
-            f"{name} takes images (B, {bands}, H, W), given {tuple(image.shape)}: select the bands it was built for, "
-            f"or build it with bands={image.shape[1] if image.ndim == 4 else 'C'}."
-        )
-    return image
-
-
 class STSNetSpectral(nn.Module):
     """The spatial-spectral encoder with the multi-scale decoder: the image alone (Tables 2-5).
 
@@ -260,7 +250,7 @@ class STSNetSpectral(nn.Module):
         self.classifier = nn.Conv2d(width or channels[0], classes, 1)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        image = _image(batch, self.bands, self.name)
+        image = check_image(batch["image"], self.bands, self.name)
         logits = self.classifier(self.decoder(self.encoder(image)))
         return {"logits": [_enlarge(logits, image.shape[-2:], 4)]}
 
@@ -373,7 +363,7 @@ class STSNet(nn.Module):
         self.classifier = nn.Conv2d(width, classes, 1)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        image = _image(batch, self.bands, self.name)
+        image = check_image(batch["image"], self.bands, self.name)
         maps = self.spectral(image)
         if "series" in batch:
             maps[-1] = self.fused(maps[-1], batch)

@@ -9,12 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def check_image(image: Tensor, bands: int, name: str) -> Tensor:
+    """The image, or a ValueError where it is not (B, C, H, W) of the ``bands`` that the network ``name`` takes."""
+    if image.ndim != 4 or image.shape[1] != bands:
+        raise ValueError(
+            f"{name} takes images (B, {bands}, H, W), given {tuple(image.shape)}: select the bands it was built for, "
+            f"or build it with bands={image.shape[1] if image.ndim == 4 else 'C'}."
+        )
+    return image
+
+
+def whole_strides(image: Tensor, stride: int) -> Tensor:
+    """An image (B, C, H, W), padded on the right and at the bottom by replication to a multiple of ``stride``.
+
+    At least two strides, because batch normalisation cannot train on one value a channel.
+    """
+    below, beside = (max(2, math.ceil(side / stride)) * stride - side for side in image.shape[-2:])
+    return F.pad(image, (0, beside, 0, below), mode="replicate")
+
+
 class Network(nn.Module):
     """Encoder, decoder and classification convolution: ``model(batch) -> {"logits": [(B, K, H, W)]}``.
 
-    ``batch["image"]`` is (B, C, H, W) with any H and W from 1: it is padded on the right and at the bottom by
-    replication to a multiple of ``stride``, at least two, and the logits are cropped back. Two strides, because
-    batch normalisation cannot train on one value a channel.
+    ``batch["image"]`` is (B, C, H, W) with any H and W from 1: it is padded (:func:`whole_strides`), and the logits are
+    cropped back.
     """
 
     def __init__(
@@ -37,19 +55,16 @@ class Network(nn.Module):
         self.classifier = classifier
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        image = batch["image"]
-        if image.ndim != 4 or image.shape[1] != self.bands:
-            raise ValueError(
-                f"{self.name} takes images (B, {self.bands}, H, W), given {tuple(image.shape)}: select the bands "
-                f"it was built for, or build it with bands={image.shape[1] if image.ndim == 4 else 'C'}."
-            )
-        height, width = image.shape[-2:]
-        padded = [max(2, math.ceil(side / self.stride)) * self.stride for side in (height, width)]
-        image = F.pad(image, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
+        image = whole_strides(check_image(batch["image"], self.bands, self.name), self.stride)
         features = self.decoder(self.encoder(image))  # (B, D, padded / 4 or so)
         logits = self.classifier(self.dropout(features))
-        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
-        return {"logits": [logits[..., :height, :width]]}
+        return {"logits": [self.enlarged(logits, image, batch["image"])]}
+
+    @staticmethod
+    def enlarged(scores: Tensor, padded: Tensor, image: Tensor) -> Tensor:
+        """Scores enlarged (bilinear) to the size of the ``padded`` image and cropped to that of the ``image``."""
+        scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        return scores[..., : image.shape[-2], : image.shape[-1]]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
