@@ -1,9 +1,9 @@
 """All experiments of all papers by their keys."""
 
-from . import hierars
+from . import hierars, hierars_transfer
 from .define import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {**hierars.EXPERIMENTS}
+EXPERIMENTS: dict[str, Experiment] = {**hierars.EXPERIMENTS, **hierars_transfer.EXPERIMENTS}
 
 
 def find(key: str) -> Experiment:
