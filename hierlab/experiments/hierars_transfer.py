@@ -63,9 +63,7 @@ class TransferExperiment(Experiment):
 
 SIZES = {
     "smoke": TransferSetting(width=0.0625, depth=0.1, source_steps=2, steps=2, batch=2, seeds=1),
-    "laptop": TransferSetting(
-        width=0.125, depth=0.34, source_steps=1000, steps=200, batch=8, seeds=3, precision="bf16-mixed"
-    ),
+    "laptop": TransferSetting(width=0.125, depth=0.34, source_steps=600, steps=150, batch=8, seeds=3),
     "gpu": TransferSetting(width=1.0, depth=1.0, source_steps=8000, steps=2000, batch=16, seeds=3),
     "paper": TransferSetting(width=1.0, depth=1.0, source_steps=80_000, steps=20_000, batch=16, seeds=3),
 }

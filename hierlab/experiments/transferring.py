@@ -48,6 +48,11 @@ def inputs(experiment: TransferExperiment, row: TransferRow, profile: str, setti
             "gpu."
         )
     source, train, validation = _sets(experiment, profile, setting)
+    if source.is_twin is not train.is_twin:
+        raise ValueError(
+            f"{experiment.source} and {experiment.dataset} must both be real or both the twin's; below "
+            f"{setting.data_root}, only one of them is the twin's."
+        )
     if len(source.bands) != len(train.bands):
         raise ValueError(
             f"{experiment.source} has {len(source.bands)} bands and {experiment.dataset} {len(train.bands)}; a model "
