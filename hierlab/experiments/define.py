@@ -70,7 +70,7 @@ class Setting:
 
     ``width`` and ``depth`` are fractions of the network's, ``steps`` updates of ``batch`` patches, ``seeds`` the runs
     of every row. ``lr`` is the peak learning rate and ``precision`` the arithmetic, None for the recipe's own.
-    ``weights`` is ``"imagenet"`` for encoders that start from weights of the hub, None for random ones.
+    ``weights`` is ``"imagenet"`` for encoders that start from weights of the hub, or ``"random"``.
     ``data_root`` is the folder of the prepared real data, None for the twin. ValueError for what no run could take.
     """
 
@@ -81,8 +81,13 @@ class Setting:
     seeds: int
     lr: float | None = None
     precision: str | None = None
-    weights: str | None = None
+    weights: str = "random"
     data_root: str | None = None
+
+    @property
+    def start(self) -> str | None:
+        """``weights`` as :func:`hierlab.networks.build` takes them."""
+        return None if self.weights == "random" else self.weights
 
     def __post_init__(self):
         for name in ("width", "depth", "lr"):
@@ -94,8 +99,8 @@ class Setting:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ValueError(f"precision is '{self.precision}'; it must be one of {', '.join(PRECISIONS)}.")
-        if self.weights not in (None, "imagenet"):
-            raise ValueError(f"weights is '{self.weights}'; it must be imagenet, or left out for random weights.")
+        if self.weights not in ("random", "imagenet"):
+            raise ValueError(f"weights is '{self.weights}'; it must be random or imagenet.")
         if self.data_root is not None and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root is '{self.data_root}', which is not a folder.")
 

@@ -26,7 +26,7 @@ class HeadRow(Row):
 ABLATION = {
     "smoke": Setting(width=0.0625, depth=0.1, steps=2, batch=2, seeds=1),
     "laptop": Setting(width=0.125, depth=0.34, steps=400, batch=8, seeds=5),
-    "gpu": Setting(width=1.0, depth=1.0, steps=8000, batch=16, seeds=3),
+    "gpu": Setting(width=1.0, depth=1.0, steps=8000, batch=16, seeds=3, weights="imagenet"),
     "paper": Setting(width=1.0, depth=1.0, steps=80_000, batch=8, seeds=3, weights="imagenet"),
 }
 COMMON = {"dataset": "mm5b-gaofen2", "network": "convnext_base-upernet", "settings": ABLATION}  # of both tables

@@ -12,10 +12,10 @@ STARTS, HEADS = ("imagenet", "source"), ("flat", "translu")
 class TransferRow(Row):
     """A network on the target data: where it starts, and what of TransLU it has.
 
-    ``start`` is ``"source"``, the weights of stage I, or ``"imagenet"``; in the profiles smoke and laptop, whose narrow
-    networks no hub has weights for, random weights stand in for ImageNet's. ``head`` is ``"flat"``, one network with
-    one classifier of the target's leaves and L_CE, or ``"translu"``, two branches with BHCCM and L_HSC, of which
-    ``cdks`` and ``cdsa`` are the components (``merge`` and ``others`` their variants, see
+    ``start`` is ``"source"``, the weights of stage I, or ``"imagenet"``: those of the setting's ``weights``, without
+    which random ones stand in for ImageNet's, for no hub has weights for narrow networks. ``head`` is ``"flat"``, one
+    network with one classifier of the target's leaves and L_CE, or ``"translu"``, two branches with BHCCM and L_HSC, of
+    which ``cdks`` and ``cdsa`` are the components (``merge`` and ``others`` their variants, see
     :class:`hierlab.translu.TransLU`) and ``alpha`` weighs L_HPC. ``network`` None is the experiment's. ValueError for
     an unknown start or head, and for a flat network with a component.
     """
@@ -64,8 +64,10 @@ class TransferExperiment(Experiment):
 SIZES = {
     "smoke": TransferSetting(width=0.0625, depth=0.1, source_steps=2, steps=2, batch=2, seeds=1),
     "laptop": TransferSetting(width=0.125, depth=0.34, source_steps=600, steps=150, batch=8, seeds=3),
-    "gpu": TransferSetting(width=1.0, depth=1.0, source_steps=8000, steps=2000, batch=16, seeds=3),
-    "paper": TransferSetting(width=1.0, depth=1.0, source_steps=80_000, steps=20_000, batch=16, seeds=3),
+    "gpu": TransferSetting(width=1.0, depth=1.0, source_steps=8000, steps=2000, batch=16, seeds=3, weights="imagenet"),
+    "paper": TransferSetting(
+        width=1.0, depth=1.0, source_steps=80_000, steps=20_000, batch=16, seeds=3, weights="imagenet"
+    ),
 }
 COMMON = {
     "network": ENCODERS["convnext"][1],

@@ -53,8 +53,8 @@ def inputs(experiment: Experiment, row: HeadRow, profile: str, setting: Setting)
         "alpha": row.alpha if bhccm and row.consistency else None,
         "recipe": _recipe(network, profile, setting, max(_sides(train.size))).to_dict(),
     }
-    if setting.weights is not None:  # as with the rule below
-        parameters["weights"] = setting.weights
+    if setting.start is not None:  # as with the rule below
+        parameters["weights"] = setting.start
     if row.rule != HeadRow.rule:  # the usual one goes without saying, as in the records made before there was another
         parameters["rule"] = row.rule
     data = {
@@ -138,7 +138,7 @@ def _fitted(experiment, row, seed, profile, setting, device, tell, train) -> tup
             gsd=train.gsd,
         )
         seed_everything(seed)
-        model = build_model(config, setting.weights)
+        model = build_model(config, setting.start)
         loss = (
             losses.FlatLoss(train.tree)
             if row.head == "flat"
@@ -167,13 +167,13 @@ def _tell(tell: Callable[[dict], None], steps: int, line: dict) -> None:
         tell({"share": line["step"] / (steps + 1), "rate": line["images_per_second"]})
 
 
-def _recipe(network: str, profile: str, setting: Setting, patch: int) -> Recipe:
-    """The laptop recipe in the setting's size, or the network's published one where the networks have theirs.
+def _recipe(network: str, profile: str, setting: Setting, patch: int, published: Recipe | None = None) -> Recipe:
+    """The laptop recipe in the setting's size, or the ``published`` one of the network where networks are whole.
 
     At laptop size only the batch's own pixels, so no scaling and no drawing by class.
     """
     if profile in ("gpu", "paper"):
-        recipe = published_for(network)
+        recipe = published or published_for(network)
         warmup = recipe.warmup_steps * setting.steps // recipe.steps
     else:
         recipe = LAPTOP.scaled(profile).replace(augment=Augment(scale=None, max_share=None), channels_last=True)

@@ -22,7 +22,7 @@ from ..crosswalk import Crosswalk
 from ..data.pairs import PairFolder
 from ..evaluation import evaluate
 from ..networks import Network, describe
-from ..recipes import CONVNEXT_DEIT, TRANSLU, Recipe
+from ..recipes import TRANSLU, Recipe
 from ..train import fit
 from ..translu import TransLU, TransLULoss
 from ..tree import ClassTree
@@ -32,7 +32,6 @@ from .segmentation import NO_LOSS, TREE_MEASURES, _measures, _number, _sides, st
 
 SEED = 0  # of stage I
 SOURCE_ALPHA = 2.0  # of L_HSC in stage I: α on MM-5B
-PUBLISHED = {"source": CONVNEXT_DEIT, "target": TRANSLU}  # the paper's recipes
 DECIDING = ("hierars", "losses", "train", "_training", "recipes", "checkpoints", "tree", "data", "networks")
 
 
@@ -68,7 +67,7 @@ def inputs(experiment: TransferExperiment, row: TransferRow, profile: str, setti
         "depth": setting.depth,
         "head": row.head,
         "start": row.start,
-        "weights": _imagenet(profile) if row.start == "imagenet" else None,
+        "weights": setting.start if row.start == "imagenet" else None,
         "cdks": row.cdks,
         "cdsa": row.cdsa,
         "merge": row.merge if row.cdks else None,
@@ -76,7 +75,7 @@ def inputs(experiment: TransferExperiment, row: TransferRow, profile: str, setti
         "alpha": row.alpha if translu else None,
         "consistency": "path" if translu else None,
         "mapping": experiment.mapping if translu else None,
-        "recipe": _recipe("target", profile, setting, train).to_dict(),
+        "recipe": _recipe("target", _network(experiment, row), profile, setting, train).to_dict(),
         "stage I": _stage_one(experiment, row, profile, setting) if _needs_source(row) else None,
     }
     data = {
@@ -119,7 +118,7 @@ def work(
     seed_everything(seed)
     model = Normalized(_network_of(experiment, row, profile, setting, stage_one, train), mean, std)
     flat = row.head == "flat"
-    recipe = _recipe("target", profile, setting, train)
+    recipe = _recipe("target", _network(experiment, row), profile, setting, train)
     fitted = fit(
         model,
         losses.FlatLoss(train.tree) if flat else TransLULoss(train.tree, row.alpha),
@@ -155,7 +154,7 @@ def _network_of(experiment, row, profile, setting, stage_one, train) -> torch.nn
     """The row's network before stage II; what is new in it follows from torch's random stream."""
     flat = None
     if row.head == "flat" or row.start == "imagenet":
-        weights = _imagenet(profile) if row.start == "imagenet" else None
+        weights = setting.start if row.start == "imagenet" else None
         size = {"width": setting.width, "depth": setting.depth}
         flat = networks.build(_network(experiment, row), len(train.bands), train.tree.num_leaves, weights, **size)
     if row.head == "flat":
@@ -225,14 +224,14 @@ def _stage_one(experiment, row, profile, setting) -> dict:
         "network": _network(experiment, row),
         "width": setting.width,
         "depth": setting.depth,
-        "weights": _imagenet(profile),
+        "weights": setting.start,
         "head": "bhccm",
         "fusion": "both",
         "residual": False,
         "consistency": "path",
         "alpha": SOURCE_ALPHA,
         "seed": SEED,
-        "recipe": _recipe("source", profile, setting, source).to_dict(),
+        "recipe": _recipe("source", _network(experiment, row), profile, setting, source).to_dict(),
         "data": _told(source),
     }
 
@@ -248,7 +247,7 @@ def _train_source(experiment, row, profile, setting, device, tell, folder: Path)
     )
     seed_everything(SEED)
     model = build_model(config, about["weights"])
-    recipe = _recipe("source", profile, setting, train)
+    recipe = _recipe("source", about["network"], profile, setting, train)
     fitted = fit(
         model,
         hierars.HSCLoss(train.tree, about["alpha"], about["consistency"]),
@@ -288,26 +287,10 @@ def _network(experiment: TransferExperiment, row: TransferRow) -> str:
     return row.network or experiment.network
 
 
-def _imagenet(profile: str) -> str | None:
-    """What "ImageNet" means: the hub's weights, or None, random ones, for the narrow networks of smoke and laptop."""
-    return "imagenet" if profile in ("gpu", "paper") else None
-
-
-def _recipe(stage: str, profile: str, setting: TransferSetting, data) -> Recipe:
-    """The recipe of stage "source" or "target": the paper's in the profile paper, else that of the other tables."""
-    steps = {"source": setting.source_steps, "target": setting.steps}[stage]
-    patch = max(_sides(data.size))
-    if profile != "paper":
-        return segmentation._recipe(profile, replace(setting, steps=steps), patch)
-    published = PUBLISHED[stage]
-    given = {"lr": setting.lr, "precision": setting.precision}
-    return published.replace(
-        steps=steps,
-        warmup_steps=min(published.warmup_steps, steps // 10),
-        batch_size=setting.batch,
-        patch=patch,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+def _recipe(stage: str, network: str, profile: str, setting: TransferSetting, data) -> Recipe:
+    """The recipe of stage "source" or "target", as in the other tables; at full size TransLU has one of its own."""
+    steps, published = {"source": (setting.source_steps, None), "target": (setting.steps, TRANSLU)}[stage]
+    return segmentation._recipe(network, profile, replace(setting, steps=steps), max(_sides(data.size)), published)
 
 
 def _sets(experiment: TransferExperiment, profile: str, setting: TransferSetting) -> tuple:
