@@ -27,6 +27,9 @@ def test_the_table_holds_every_row_and_column(tmp_path):
     assert table["size"].tolist() == [128, 32, 128, 32, 40]
     speeds = table["size"] ** 2 / 1e6 / table["seconds"]
     assert table["mpx_per_s"].tolist() == pytest.approx(speeds.tolist(), rel=1e-3)
+    shares = table["truth_share"]
+    assert shares.notna().tolist() == [True, False, False, False, False]
+    assert 0.2 < shares[0] < 0.98  # both what stands there and its image cost something
     memory = table.iloc[-1]
     assert memory["peak_mb"] >= memory["start_mb"] > 50
     assert memory["image_mb"] == pytest.approx(40 * 40 * 4 * 2 / 1e6)

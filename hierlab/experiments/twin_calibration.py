@@ -130,7 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("real", "twin", "modalities"))
     parser.add_argument("records", type=Path)
     parser.add_argument("--folder", type=Path, help="of the real scenes")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--rows", nargs="*", default=list(calibration.ROWS))
     parser.add_argument("--trees", type=int, default=calibration.TREES)
     parser.add_argument("--jobs", type=int, default=1)
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("--folder: the folder that holds the real scenes is needed.")
         measure_real(given.records, given.folder, given.rows, given.trees, given.jobs)
         return
-    for seed in range(given.seeds):
+    for seed in range(given.first, given.first + given.seeds):
         if given.what == "modalities":
             measure_modalities(given.records, seed, given.jobs)
         else:

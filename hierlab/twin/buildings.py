@@ -15,6 +15,7 @@ from hierlab.twin.things import (
     GABLE,
     HIP,
     PARAPET,
+    STEP,
     Things,
     joined,
     ragged,
@@ -26,6 +27,7 @@ CARS = (*("white car", "dark car") * 5, "red car")
 FLATS = ("grey roof", "concrete", "dark roof", "white roof", "brown roof", "grey roof")
 SHEDS = ("blue roof", "steel roof", "white roof", "blue roof", "grey roof", "red roof", "concrete")
 _TURN = np.pi / 2
+SMALL = 2.0  # metres: things that are drawn up to this step at most are left out where all steps are larger
 
 
 def choice(h: np.ndarray, salt: int, names) -> np.ndarray:
@@ -37,24 +39,31 @@ def choice(h: np.ndarray, salt: int, names) -> np.ndarray:
 
 
 class Builder:
-    """Collects things in the frame of a settlement and places them on the ground."""
+    """Collects things in the frame of a settlement and places them on the ground.
 
-    def __init__(self, town: Town, blocks: Blocks, plots: Lots):
-        self.town, self.b, self.lots = town, blocks, plots
+    Without ``small``, things whose ``step`` is at most ``SMALL`` are left out: nothing is to be drawn that fine.
+    """
+
+    def __init__(self, town: Town, blocks: Blocks, plots: Lots, small: bool = True):
+        self.town, self.b, self.lots, self.small = town, blocks, plots, small
         self.layers: list[tuple[int, Things]] = []
 
     def add(self, layer: int, u, v, turn, a, b, shape, kind, **values) -> None:
         """Things at (u, v), their long axis ``turn`` radians from u."""
-        if np.size(u):
+        if np.size(u) and self.shows(values):
             self.layers.append((layer, things(u, v, turn, a, b, shape, kind, **values)))
 
     def on(self, layer: int, n: np.ndarray, s, t, a, b, shape, kind, deep=False, **values) -> None:
         """Things on lots ``n``, ``s`` along the front and ``t`` in from it; ``deep`` turns their long axis inwards."""
-        if not len(n):
+        if not len(n) or not self.shows(values):
             return
         u, v = self.lots.uv(n, np.asarray(s, float), np.asarray(t, float))
         turn = (self.lots.tall[self.lots.block[n]] ^ np.asarray(deep, bool)) * _TURN
         self.add(layer, u, v, turn, a, b, shape, kind, **values)
+
+    def shows(self, values: dict) -> bool:
+        """Whether things with these ``values`` are wanted."""
+        return self.small or values.get("step", STEP) > SMALL
 
     def free(self, n: np.ndarray, s, t, radius) -> np.ndarray:
         """Which circles on lots ``n`` stay clear of big ways, stamps and water."""
@@ -103,7 +112,9 @@ def trees(build: Builder, n: np.ndarray, s, t, radius, h: np.ndarray, tall: floa
 
 
 def _details(build: Builder, n, s, t, hw, hd, along, top, h: np.ndarray) -> None:
-    """Chimneys, roof windows and solar panels on pitched roofs; ``top`` is the height of the eaves."""
+    """Chimneys, roof windows and solar panels on pitched roofs; ``top`` is the height of the eaves. All small."""
+    if not build.small:
+        return
     r = [unit(h, 60 + k).astype(float) for k in range(8)]
     k = np.flatnonzero(r[0] < 0.6)
     off = np.where(r[1] < 0.5, -1, 1) * 0.3
@@ -179,7 +190,9 @@ def houses(build: Builder, n: np.ndarray) -> None:
 
 
 def _front(build: Builder, n, w, s, setback, hw, hd, h, r) -> None:
-    """The drive with its garage and car, and the path to the door."""
+    """The drive with its garage and car, and the path to the door: all small."""
+    if not build.small:
+        return
     side = np.where(s > 0, -1.0, 1.0)
     room = w / 2 - side * s - hw / 2  # between the house and the side of the lot
     drive = np.flatnonzero((w > 11) & (r(12) < 0.72))
@@ -251,6 +264,8 @@ def _garden(build: Builder, n, w, d, rear, h, r) -> None:
 
 def bushes(build: Builder, n, w, d, rear, h, count: int) -> None:
     """Small shrubs along the sides and the back of gardens."""
+    if not build.small:
+        return
     for m in range(count):
         hm = derive(h, 100 + m)
         k = np.flatnonzero((unit(hm, 0) < 0.25 + 0.5 * build.town.style.gardens) & (d - rear > 4))
@@ -362,7 +377,9 @@ def slabs(build: Builder, n: np.ndarray) -> None:
 
 
 def equipment(build: Builder, n, s, t, a, b, high, hb: np.ndarray, h: np.ndarray) -> None:
-    """On flat roofs: lift houses, machines, roof lights, rows of solar panels."""
+    """On flat roofs: lift houses, machines, roof lights, rows of solar panels. All small."""
+    if not build.small:
+        return
     s = np.broadcast_to(s, n.shape)
     for m, place in enumerate((-0.55, 0.05, 0.6)):
         hm = derive(h, 90 + m)

@@ -230,12 +230,12 @@ def near(seed: int, region: int, level: Level, ax: int, ay: int, box: tuple[floa
 
 def touching(lines: np.ndarray, box: tuple[float, float, float, float], margin: np.ndarray | float) -> np.ndarray:
     """Which lines (N, ≥4: x0, y0, x1, y1) have a bounding box that, grown by ``margin``, meets ``box``."""
-    x, y = lines[:, [0, 2]], lines[:, [1, 3]]
+    x0, y0, x1, y1 = lines.T[:4]
     return (
-        (x.max(1) + margin >= box[0])
-        & (x.min(1) - margin <= box[2])
-        & (y.max(1) + margin >= box[1])
-        & (y.min(1) - margin <= box[3])
+        (np.maximum(x0, x1) + margin >= box[0])
+        & (np.minimum(x0, x1) - margin <= box[2])
+        & (np.maximum(y0, y1) + margin >= box[1])
+        & (np.minimum(y0, y1) - margin <= box[3])
     )
 
 

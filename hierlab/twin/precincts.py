@@ -31,12 +31,15 @@ from hierlab.twin.things import CAR, DISC, DOME, FLAT, GABLE, PARAPET, SAW, VAUL
 
 
 @lru_cache(maxsize=256)
-def furnish(town: Town, iu: int, iv: int) -> Things:
-    """Everything in the square (iu, iv) of a settlement, in metres east and south of its centre."""
+def furnish(town: Town, iu: int, iv: int, small: bool = True) -> Things:
+    """Everything in the square (iu, iv) of a settlement, in metres east and south of its centre.
+
+    Without ``small``, what is drawn up to a step of ``buildings.SMALL`` metres is left out.
+    """
     p = plan(town, iu, iv, 1, 1)
     b = p.blocks
     plots = lots(town, b)
-    build = Builder(town, b, plots)
+    build = Builder(town, b, plots, small)
     zone = b.zone[plots.block]
     inside = b.inside[plots.block]
     for kind, furnisher in _FURNISHERS:
@@ -260,21 +263,32 @@ def _streets(build: Builder) -> None:
 
     village = town.level == VILLAGE
     zone = b.zone[block]
-    car = {"base": 0.9, "rise": 0.6, "step": 1.2}
-    busy = np.where(village, 0.06, np.where(zone == CENTRE, 0.6, 0.42)) * np.where(main, 0.25, 1.0) * (half > 2.5)
-    k, along, hm = slots(6.1, busy, 1)
-    put(VEHICLE, k, along, half[k] - 1.05, 2.2, 0.88, CAR, choice(hm, 2, CARS), **car)
-    k, along, hm = slots(np.where(main, 24.0, 60.0), np.where(village, 0.1, np.where(main, 0.5, 0.3)), 2)
-    lane = half[k] * np.where(main[k] & (unit(hm, 3) < 0.5), 0.62, 0.27)
-    put(
-        VEHICLE, k, along + 8 * (unit(hm, 4) - 0.5), lane, 2.25, 0.9, CAR, choice(hm, 2, (*CARS, *CARS, "truck")), **car
-    )
+    if build.small:
+        car = {"base": 0.9, "rise": 0.6, "step": 1.2}
+        busy = np.where(village, 0.06, np.where(zone == CENTRE, 0.6, 0.42)) * np.where(main, 0.25, 1.0) * (half > 2.5)
+        k, along, hm = slots(6.1, busy, 1)
+        put(VEHICLE, k, along, half[k] - 1.05, 2.2, 0.88, CAR, choice(hm, 2, CARS), **car)
+        k, along, hm = slots(np.where(main, 24.0, 60.0), np.where(village, 0.1, np.where(main, 0.5, 0.3)), 2)
+        lane = half[k] * np.where(main[k] & (unit(hm, 3) < 0.5), 0.62, 0.27)
+        put(
+            VEHICLE,
+            k,
+            along + 8 * (unit(hm, 4) - 0.5),
+            lane,
+            2.25,
+            0.9,
+            CAR,
+            choice(hm, 2, (*CARS, *CARS, "truck")),
+            **car,
+        )
     if village:
         return
     planted = np.where(unit(b.square[block], 63) < 0.67, np.where(main, 0.85, 0.45), 0.2) * (zone != WORKS)
     k, along, hm = slots(np.full(len(h), 9.0), planted, 3)
     u, v = spot(k, along, half[k] + 1.3)
     _crowns(build, u, v, 1.5 + 1.6 * unit(b.square[block[k]], 64) + 0.6 * unit(hm, 5), hm)
+    if not build.small:
+        return
     first = which % 2 == 0
     k, along, hm = slots(np.full(len(h), 9.0), np.where(first & (half > 3), 1.0, 0.0), 4)
     mark = {"step": 0.3, "cover": 0.85, "dirt": 0.1}

@@ -26,6 +26,8 @@ CRS = "EPSG:32650"  # UTM zone 50 north
 ORIGIN = (500_000.0, 4_000_000.0)  # easting and northing of the twin's x = 0, y = 0
 _LIMIT = 2**61  # metres: positions are 64-bit integers, with room for the graphs' margins
 _PIECE = 2**26  # values that a file is written by at a time, unless one tile has more
+_BLOCK = 256  # pixels a side of a block of a file
+_CACHE = 2**29  # bytes of blocks that GDAL may hold while a file is written; its own limit grows with the machine
 _CENTRES = 4.0  # metres: up to this GSD a label is that of the pixel's centre
 
 
@@ -84,6 +86,7 @@ def render(
     dates = len(sensor.dates) or 1
     image = np.empty((dates, len(sensor.bands), height, width), sensor.dtype)
     valid = np.empty((dates, height, width), bool) if sensor.dates else None
+    label, kind = (np.empty((height, width), np.uint8) for _ in range(2))
     for column, row, (rows, columns), outer in world.windows(window, sensor.step_mm):
         for n, tile in enumerate(imaging.tile(sensor, seed, region, column, row, year, day)):
             k = key(seed, region, sensor.name, "noise", year, n, column, row)
@@ -94,7 +97,8 @@ def render(
                 imaging.strip(sensor, tile, k, first, place, slice(a - first, b - first), columns)
             if valid is not None:
                 valid[n][outer] = tile.valid[rows, columns]
-    label, kind = ground_truth(seed, region, window, sensor.gsd, year)
+        found = _truth(seed, region, column, row, sensor.step_mm, year)  # while its samples are still at hand
+        label[outer], kind[outer] = (a[rows, columns] for a in found)
     image = image if sensor.dates else image[0]
     days = np.array(sensor.dates) if sensor.dates else None
     return Render(image, label, transform(sensor.gsd, x, y), CRS, sensor.bands, kind, valid, days)
@@ -116,8 +120,9 @@ def _most(values: np.ndarray, chosen: np.ndarray, n: int) -> np.ndarray:
     central = values.reshape(rows, n, columns, n)[:, n // 2, :, n // 2]
     best, out = np.full((rows, columns), -1, np.int16), np.zeros((rows, columns), np.uint8)
     for value in np.unique(values):
-        there = ((values == value) & chosen).reshape(rows, n, columns, n)
-        count = 2 * there.sum((1, 3), dtype=np.int16)
+        there = ((values == value) & chosen).view(np.uint8)
+        there = sum(there[k::n] for k in range(1, n)) + there[::n]
+        count = 2 * (sum(there[:, k::n] for k in range(1, n)) + there[:, ::n]).astype(np.int16)
         count += (central == value) & (count > 0)
         better = count > best
         out[better], best[better] = value, count[better]
@@ -170,18 +175,31 @@ def transform(gsd: float, x: int, y: int) -> "Affine":
     return Affine(gsd, 0.0, ORIGIN[0] + x * gsd, 0.0, -gsd, ORIGIN[1] - y * gsd)
 
 
-def _pieces(window: tuple[int, int, int, int], size: int, wide: int) -> Iterator[tuple[int, int, int, int]]:
-    """A window cut along the edges of tiles of ``size`` pixels, a row of tiles high and at most ``wide`` tiles wide."""
+def _cuts(first: int, last: int, step: int, size: int) -> Iterator[tuple[int, int]]:
+    """[first, last) cut at every ``step``-th edge of tiles of ``size``: pairs of a start and a stop."""
+    while first < last:
+        stop = min((first // size + step) * size, last)
+        yield first, stop
+        first = stop
+
+
+def _pieces(window: tuple[int, int, int, int], size: int, wide: int, panel: int) -> Iterator[tuple[int, int, int, int]]:
+    """A window cut along the edges of tiles of ``size`` pixels, a row of tiles high and at most ``wide`` tiles wide.
+
+    In panels of ``panel`` tiles, each from top to bottom, row by row.
+    """
     x, y, width, height = window
-    top = y
-    while top < y + height:
-        bottom = min((top // size + 1) * size, y + height)
-        left = x
-        while left < x + width:
-            right = min((left // size + wide) * size, x + width)
-            yield left, top, right - left, bottom - top
-            left = right
-        top = bottom
+    for start, stop in _cuts(x, x + width, panel, size):
+        for top, bottom in _cuts(y, y + height, 1, size):
+            for left, right in _cuts(start, stop, wide, size):
+                yield left, top, right - left, bottom - top
+
+
+def _panel(size: int, bytes_per_pixel: int) -> int:
+    """Tiles of ``size`` pixels across a panel of a file, so that a row of them and the blocks that it leaves
+    unfinished below fit in GDAL's cache: a block is then written once, but at the panels' sides."""
+    rows = (-(-size // _BLOCK) + 1) * _BLOCK  # of the blocks that a row of tiles touches, wherever it starts
+    return max(1, (_CACHE // (bytes_per_pixel * rows) - _BLOCK) // size)
 
 
 class _Map(NamedTuple):
@@ -243,6 +261,8 @@ def render_geotiff(
 ) -> None:
     """Write a window as a tiled GeoTIFF, piece by piece, so that memory does not grow with the window.
 
+    GDAL, too, holds no more than ``_CACHE`` bytes of it.
+
     The image has one band a spectral band, with its name and wavelength; a series has its bands date by date, and
     in the band's tags the day of the year. Pixels of a series under a cloud or its shadow are 0, the nodata value,
     which no other pixel has.
@@ -260,14 +280,15 @@ def render_geotiff(
     x, y, width, height = window = _checked(window, sensor.gsd)
     made = _map(sensor, seed, region, year, legend, product) if truth or legend or product else None
     profile = {"driver": "GTiff", "width": width, "height": height, "crs": CRS, "compress": "deflate"}
-    profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER", "interleave": "band"}
+    profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "BIGTIFF": "IF_SAFER", "interleave": "band"}
     profile |= {"transform": transform(sensor.gsd, x, y)}
     if made:
         profile |= {"count": 1, "dtype": "uint8", "nodata": 0 if made.name == "mm5b" else 255}
     else:
         profile |= {"count": len(sensor.bands) * (len(sensor.dates) or 1), "dtype": sensor.dtype}
         profile |= {"nodata": 0} if sensor.dates else {}
-    with atomic(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
+    limit = rasterio.Env(GDAL_CACHEMAX=_CACHE)
+    with limit, atomic(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
         file.update_tags(twin=f"sensor {sensor.name}, seed {seed}, region {region}, window {window}, year {year}")
         if made:
             file.update_tags(map=made.name)
@@ -277,8 +298,9 @@ def render_geotiff(
         else:
             _describe(file, sensor)
         size = world.tile_size(sensor.step_mm)
-        wide = max(1, _PIECE // (1 if made else profile["count"]) // size**2)
-        for piece in _pieces(window, size, wide):
+        wide = max(1, _PIECE // profile["count"] // size**2)
+        panel = _panel(size, profile["count"] * np.dtype(profile["dtype"]).itemsize)
+        for piece in _pieces(window, size, wide, panel):
             place = Window(piece[0] - x, piece[1] - y, *piece[2:])
             if made:
                 file.write(made.codes(piece), 1, window=place)

@@ -16,6 +16,7 @@ from hierlab.twin.spectra import KIND
 FLAT, GABLE, HIP, DOME, DISC, PARAPET, VAULT, SAW, CAR, RING = range(10)
 _SUN = np.float32(0.5), np.float32(0.87)  # where the light mostly comes from: east and south of a sample
 _ROUND = (DOME, DISC, RING)
+STEP = 8.0  # metres: the largest step at which a thing is drawn, unless it says another
 _CHUNK = 1_500_000  # candidate samples looked at together
 
 
@@ -64,12 +65,16 @@ _TYPES = Things(
 def things(x, y, direction, a, b, shape, kind, **values) -> Things:
     """A table from columns or single values, which broadcast; ``direction`` in radians, ``kind`` a name or numbers."""
     columns = {"cover": 0.9, "dirt": 0.08, "bright": 1.0, "base": 0.0, "rise": 0.0, "rib": 0.0}
-    columns |= {"step": 8.0, "phase": 0} | values
+    columns |= {"step": STEP, "phase": 0} | values
     kind = KIND[kind] if isinstance(kind, str) else kind
     columns |= {"x": x, "y": y, "cos": np.cos(direction), "sin": np.sin(direction), "a": a, "b": b}
     columns |= {"shape": shape, "kind": kind}
-    ordered = np.broadcast_arrays(*(np.atleast_1d(columns[name]) for name in Things._fields))
-    return Things(*(np.ascontiguousarray(c).astype(t) for c, t in zip(ordered, _TYPES, strict=True)))
+    ordered = [columns[name] for name in Things._fields]
+    shape = np.broadcast_shapes((1,), *(np.shape(c) for c in ordered))
+    table = Things(*(np.empty(shape, t) for t in _TYPES))
+    for column, values in zip(table, ordered, strict=True):
+        column[...] = values
+    return table
 
 
 def joined(tables: list[Things]) -> Things:

@@ -159,7 +159,8 @@ def _settle(p: _Part, ground: Ground, clear: np.ndarray, built: np.ndarray, stan
         return []
     seen = np.unique(p.blocks.corner[np.bincount(p.block).nonzero()[0]], axis=0)
     dx, dy = p.town.x - p.grid.ax, p.town.y - p.grid.ay
-    return [precincts.furnish(p.town, int(i), int(j)).moved(dx, dy) for i, j in seen]
+    small = p.grid.step <= buildings.SMALL
+    return [precincts.furnish(p.town, int(i), int(j), small).moved(dx, dy) for i, j in seen]
 
 
 def _cover(g: Ground, p: _Part) -> None:

@@ -358,7 +358,7 @@ def test_oversampling_keeps_the_labels():
 
 def test_files_are_written_in_pieces_that_cover_the_window_once(tmp_path, monkeypatch):
     seen = np.zeros((300, 410), int)
-    for x, y, w, h in sensor._pieces((-70, 1000, 410, 300), 128, 2):
+    for x, y, w, h in sensor._pieces((-70, 1000, 410, 300), 128, 2, 3):
         seen[y - 1000 : y - 1000 + h, x + 70 : x + 70 + w] += 1
         assert w <= 256 and h <= 128
     assert (seen == 1).all()
@@ -366,6 +366,43 @@ def test_files_are_written_in_pieces_that_cover_the_window_once(tmp_path, monkey
     twin.render_geotiff(tmp_path / "image.tif", "gaofen2", 0, 4, (90, 100, 60, 50))
     with rasterio.open(tmp_path / "image.tif") as f:
         assert (f.read() == twin.render("gaofen2", 0, 4, (90, 100, 60, 50)).image).all()
+
+
+def test_what_gdal_holds_of_a_file_does_not_grow_with_the_window(tmp_path, monkeypatch):
+    limits, real = set(), sensor.render
+
+    def spy(*given):
+        limits.add(rasterio.env.getenv()["GDAL_CACHEMAX"])
+        return real(*given)
+
+    monkeypatch.setattr(sensor, "render", spy)
+    monkeypatch.setattr(sensor, "_CACHE", 2**20)
+    window = (100, 90, 900, 300)
+    twin.render_geotiff(tmp_path / "image.tif", "gaofen2", 0, 4, window)
+    assert limits == {2**20}
+    with rasterio.open(tmp_path / "image.tif") as f:
+        assert (f.read() == real("gaofen2", 0, 4, window).image).all()
+
+
+@pytest.mark.parametrize(("size", "count"), [(512, 249), (128, 310), (128, 4)])
+def test_blocks_that_a_row_of_tiles_leaves_unfinished_stay_in_the_cache(size, count):
+    block, room = sensor._BLOCK, sensor._CACHE // (2 * count * sensor._BLOCK**2)
+    window, panel = (37, -91, 60 * size, 4 * size), sensor._panel(size, 2 * count)
+    held, thrown, again = {}, set(), 0  # blocks, the one least recently written to first
+    for x, y, w, h in sensor._pieces(window, size, 1, panel):
+        left, top = x - window[0], y - window[1]
+        for row in range(top // block, (top + h - 1) // block + 1):
+            for column in range(left // block, (left + w - 1) // block + 1):
+                place = row, column
+                again += place in thrown
+                thrown.discard(place)
+                held.pop(place, None)
+                held[place] = True
+                if len(held) > room:
+                    oldest = next(iter(held))
+                    del held[oldest]
+                    thrown.add(oldest)
+    assert again <= (-(-61 // panel) - 1) * -(-window[3] // block)  # where one panel meets the next
 
 
 def test_legends_and_products_as_geotiffs_read_back_through_their_trees(tmp_path):
