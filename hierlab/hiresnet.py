@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ._hrnet import Joined, MultiBranch, conv_unit
 from .networks import load_weights
-from .networks.parts import BatchNorm2d, Network, check_image, whole_strides
+from .networks.parts import BatchNorm2d, Network, check_image, check_size, whole_strides
 from .tree import IGNORE, ClassTree
 
 STEPS = 4  # of the distance in L_CEA
@@ -318,11 +318,7 @@ def build(
     """
     if name not in VARIANTS:
         raise ValueError(f"There is no network {name!r} here; there are {', '.join(VARIANTS)}.")
-    if bands < 1 or classes < 1 or width <= 0 or depth <= 0:
-        raise ValueError(
-            f"{name} needs at least one band and one class and a positive width and depth, given bands={bands}, "
-            f"classes={classes}, width={width}, depth={depth}."
-        )
+    check_size(name, bands, classes, width, depth)
     for what, given, known in (
         (name, options, _HRNET),
         ("ia", options.get("ia", {}), list(inspect.signature(IABlock).parameters)[1:]),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .losses import FlatLoss, cross_entropy
 from .networks.compose import scaled
-from .networks.parts import BatchNorm2d, check_image, whole_strides
+from .networks.parts import BatchNorm2d, check_image, check_size, whole_strides
 from .networks.weights import align, from_file, from_hub, some
 from .tree import IGNORE, ClassTree
 
@@ -369,8 +369,7 @@ def build(
     """
     if name not in NETWORKS:
         raise ValueError(f"There is no Paraformer {name!r}; there are {', '.join(NETWORKS)}.")
-    if width <= 0 or depth <= 0:
-        raise ValueError(f"{name} needs a positive width and depth; given width={width}, depth={depth}.")
+    check_size(name, bands, classes, width, depth)
     known = {key: p.default for key, p in inspect.signature(Paraformer).parameters.items() if p.kind is p.KEYWORD_ONLY}
     del known["name"]
     if unknown := sorted(set(options) - set(known)):

@@ -29,7 +29,7 @@ from ._stsnet_series import (
     resolution_ratio,
     sample,
 )
-from .networks.parts import BatchNorm2d, check_image
+from .networks.parts import BatchNorm2d, check_image, check_size
 from .networks.weights import from_file
 
 __all__ = ["NETWORKS", "ConvLSTM", "CrossResolutionFusion", "CrossScale", "Decoder", "PatchMean", "STSNet"]
@@ -412,11 +412,7 @@ def build(
 
     Raises ValueError for what cannot be built and for weights that do not fit, OSError for those that cannot be read.
     """
-    if bands < 1 or classes < 1 or width <= 0 or depth <= 0:
-        raise ValueError(
-            f"{name} needs at least one band and one class and a positive width and depth, given bands={bands}, "
-            f"classes={classes}, width={width}, depth={depth}."
-        )
+    check_size(name, bands, classes, width, depth)
 
     def scaled(channels: int) -> int:
         return max(4, round(channels * width))

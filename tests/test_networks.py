@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from contract import ModelContract
 from safetensors.torch import save_file
 from torch import nn
 
+from hierlab import models
 from hierlab.hierars import hierarchical
 from hierlab.networks import DECODERS, NETWORKS, build, describe, load_weights
 from hierlab.tree import ClassTree
@@ -221,6 +223,29 @@ def test_options_that_cannot_be_met_say_why():
         build("efficientnet_b0-unet", 3, 5, width=0.5)
     with pytest.raises(ValueError, match="colour"):
         build("resnet18-upernet", 3, 5, decoder={"colour": 1})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bands": 0},
+        {"classes": 0},
+        {"width": 0.0},
+        {"width": -1.0},
+        {"width": math.nan},
+        {"depth": 0.0},
+        {"depth": math.inf},
+        {"depth": math.nan},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["resnet18-unet", "segnext-s", "hiresnet", "paraformer", "stsnet", "stsnet-temporal"])
+def test_sizes_that_cannot_be_built_say_so(name, wrong):
+    """One check for every family: whatever builds a network refuses the same sizes by the same words."""
+    sizes = {"bands": 3, "classes": 5, "width": 0.125, "depth": 0.5} | wrong
+    ((key, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} needs at least one band and one class .*{key}={value}\b"):
+        models.build(name, sizes.pop("bands"), sizes.pop("classes"), **sizes)
 
 
 def test_wrong_number_of_bands_says_so():

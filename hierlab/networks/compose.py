@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .parts import BatchNorm2d, DeepLabV3Plus, Encoder, Network, UPerNet, features_of, is_plain, reference
+from .parts import BatchNorm2d, DeepLabV3Plus, Encoder, Network, UPerNet, check_size, features_of, is_plain, reference
 from .segnext import MSCAN, STRIDES, VARIANTS, WIDTHS, LightHam
 from .weights import load_weights
 
@@ -93,11 +93,7 @@ def build(
     Raises ValueError for what cannot be built and for weights that do not fit, OSError for weights that cannot be
     read.
     """
-    if bands < 1 or classes < 1 or width <= 0 or depth <= 0:
-        raise ValueError(
-            f"{name} needs at least one band and one class and a positive width and depth, given bands={bands}, "
-            f"classes={classes}, width={width}, depth={depth}."
-        )
+    check_size(name, bands, classes, width, depth)
     if name in VARIANTS:
         options = ({} if drop_path is None else {"drop_path_rate": drop_path}) | (encoder or {})
         return _finish(_segnext(name, bands, classes, width, depth, dropout, options, decoder or {}), weights)

@@ -28,6 +28,18 @@ def whole_strides(image: Tensor, stride: int) -> Tensor:
     return F.pad(image, (0, beside, 0, below), mode="replicate")
 
 
+def check_size(name: str, bands: int, classes: int, width: float, depth: float) -> None:
+    """ValueError unless a network of this size can be built: what every ``build`` begins with.
+
+    ``bands`` and ``classes`` are at least 1; ``width`` and ``depth``, the fractions kept, are positive and finite.
+    """
+    if bands < 1 or classes < 1 or not (0 < width < math.inf and 0 < depth < math.inf):
+        raise ValueError(
+            f"{name} needs at least one band and one class and a positive width and depth, given bands={bands}, "
+            f"classes={classes}, width={width}, depth={depth}."
+        )
+
+
 class Network(nn.Module):
     """Encoder, decoder and classification convolution: ``model(batch) -> {"logits": [(B, K, H, W)]}``.
 
