@@ -125,6 +125,7 @@ def train(
     """Train a hierarchical model on rasters and labels."""
     from . import workflow
     from .models import check_series
+    from .recipes import of_paper
     from .train import Interrupted, check_run
     from .tree import RULES, ClassTree
 
@@ -134,7 +135,8 @@ def train(
     check_run(out, resume)
     check_series(network, bool(series))
     profile = profiles.check(profile or profiles.current())
-    recipe = workflow.DEFAULT_RECIPE.scaled(profile)
+    recipe = of_paper(network) if profile == "paper" else None
+    recipe = recipe or workflow.DEFAULT_RECIPE.scaled(profile)
     changes = {"steps": steps, "batch_size": batch_size, "patch": patch, "lr": learning_rate}
     changes |= {"precision": precision, "balance": balance}
     changes = {name: value for name, value in changes.items() if value is not None}

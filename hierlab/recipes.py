@@ -187,15 +187,46 @@ DEEPLAB = CONVNEXT_DEIT.replace(
 TRANSLU = CONVNEXT_DEIT.replace(steps=20_000)
 """TransLU in HieraRS (Section V.A): AdamW 1e-4, decay 0.05, layer decay 0.9, the schedule of stage I, 20k."""
 
-_OF_ENCODERS = {"resnet": DEEPLAB, "swin": SWIN, "segnext": SWIN}
+PARAFORMER = Recipe(
+    lr=0.01,
+    weight_decay=0.01,
+    no_decay=(),
+    schedule="poly",
+    power=0.9,
+    warmup_steps=0,
+    steps=91_500,
+    batch_size=8,
+    patch=224,
+    augment=None,
+    keep="last",
+)
+"""Paraformer (Section 4): AdamW 0.01, batches of 8 chips of 224 pixels. The paper lowers the rate by a tenth when the
+loss has not fallen for eight epochs; a rate that looks at the loss is no schedule here, and the release's poly 0.9
+takes its place. How many epochs are trained is not published: 20 of 732 tiles with 50 chips each are our choice."""
 
+PARAFORMER_RELEASE = PARAFORMER.replace(
+    optimizer="sgd", momentum=0.9, weight_decay=1e-4, batch_size=16, steps=PARAFORMER.steps // 2
+)
+"""The recipe of Paraformer's authors' release: SGD 0.01, momentum 0.9, decay 1e-4, poly 0.9, batches of 16; the two
+losses halved there are ``PLAT(weights=(0.5, 0.5))``. The epochs are ours, as in ``PARAFORMER``."""
 
-def published_for(network: str) -> Recipe:
-    """The recipe that HieraRS trains a network with, by its name: DEEPLAB for ResNets, SWIN for Swin, else
-    CONVNEXT_DEIT. SegNeXt gets Swin's: the paper does not give its rate, and these are SegNeXt's own, AdamW with 6e-5
-    and 0.01."""
-    return next((recipe for start, recipe in _OF_ENCODERS.items() if network.startswith(start)), CONVNEXT_DEIT)
+HIRESNET = Recipe(
+    lr=1e-4,
+    weight_decay=1e-8,
+    no_decay=(),
+    warmup_steps=3 * 1048,
+    steps=400 * 1048,
+    batch_size=16,
+    patch=512,
+    augment=Augment(quarter_turns=False, scale=(0.5, 1.5), max_share=None),
+    keep="last",
+)
+"""Hi-ResNet on LoveDA (Section IV.B.1): AdamW 1e-4, decay 1e-8 as printed, 3 epochs of warm-up and cosine to epoch 400,
+batches of 16 patches of 512 pixels. An epoch are the 16 764 quarters of the 4191 images of 1024 pixels of training and
+validation set, 1048 batches. Potsdam and Vaihingen train for 200 epochs of their own length: ``replace(steps=…)``."""
 
+HIRESNET_DECAY = HIRESNET.replace(weight_decay=1e-4)
+"""Hi-ResNet with a weight decay of 1e-4, which the printed 1e-8 was probably meant to be."""
 
 RECIPES = {
     "laptop": LAPTOP,
@@ -204,7 +235,30 @@ RECIPES = {
     "swin": SWIN,
     "deeplab": DEEPLAB,
     "translu": TRANSLU,
+    "paraformer": PARAFORMER,
+    "paraformer_release": PARAFORMER_RELEASE,
+    "hiresnet": HIRESNET,
+    "hiresnet_decay": HIRESNET_DECAY,
 }
+
+_OF_PAPERS = {  # by how a network's name begins
+    "paraformer": PARAFORMER,
+    "hiresnet": HIRESNET,
+    "hrnet-w48": HIRESNET,
+    "resnet101c-deeplabv3plus": DEEPLAB,
+    "convnext": CONVNEXT_DEIT,
+    "deit3": CONVNEXT_DEIT,
+    "swin": SWIN,
+    "segnext": SWIN,
+}
+
+
+def of_paper(network: str) -> Recipe | None:
+    """The recipe with which a paper trains the network of that name; None for others.
+
+    HieraRS does not give SegNeXt's rate: it gets Swin's, AdamW with 6e-5 and 0.01, which are SegNeXt's own.
+    """
+    return next((recipe for start, recipe in _OF_PAPERS.items() if network.startswith(start)), None)
 
 
 # ---------------------------------------------------------------- schedule

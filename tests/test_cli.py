@@ -8,8 +8,11 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from hierlab import workflow
 from hierlab.cli import main, spread
 from hierlab.mapping import read_map
+from hierlab.recipes import HIRESNET, PARAFORMER
+from hierlab.workflow import DEFAULT_RECIPE
 
 TREE = """
 ignore: [0]
@@ -210,6 +213,22 @@ def test_a_run_folder_is_never_overwritten_and_other_bands_are_refused(trained, 
     said = refused(capsys, ["map", trained, two, tmp_path / "map.tif"])
     assert "trained on 3 bands" in said and not (tmp_path / "map.tif").exists()
     assert "holds no trained model" in refused(capsys, ["map", tmp_path, place / "image.tif", tmp_path / "map.tif"])
+
+
+@pytest.mark.parametrize(
+    ("network", "recipe"), [("hiresnet", HIRESNET), ("paraformer-light", PARAFORMER), ("resnet18-unet", DEFAULT_RECIPE)]
+)
+def test_the_paper_profile_trains_by_the_papers_recipe(place, tmp_path, capsys, monkeypatch, network, recipe):
+    given = []
+
+    def stop(_images, _labels, _tree, recipe, **_options):
+        given.append(recipe)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(workflow, "prepare", stop)
+    options = [*arguments(place, network=network, out=tmp_path / "run")[:-4], "--profile", "paper"]
+    assert "far enough" in refused(capsys, options)
+    assert given == [recipe]
 
 
 def test_a_full_disk_leaves_no_map(trained, place, tmp_path, capsys, monkeypatch):

@@ -156,6 +156,33 @@ def test_the_papers_recipes_are_the_sheets():
     assert (SWIN.lr, SWIN.weight_decay, SWIN.layer_decay) == (6e-5, 0.01, 1.0)
     assert (DEEPLAB.optimizer, DEEPLAB.lr, DEEPLAB.min_lr, DEEPLAB.power) == ("sgd", 0.01, 1e-4, 0.9)
     assert RECIPES["translu"].steps == 20_000
+    paraformer, release = RECIPES["paraformer"], RECIPES["paraformer_release"]
+    assert (paraformer.optimizer, paraformer.lr, paraformer.batch_size, paraformer.patch) == ("adamw", 0.01, 8, 224)
+    assert (release.optimizer, release.lr, release.momentum, release.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
+    assert (release.schedule, release.power, release.batch_size) == ("poly", 0.9, 16)
+    assert release.steps * release.batch_size == paraformer.steps * paraformer.batch_size == 20 * 732 * 50
+    hiresnet = RECIPES["hiresnet"]
+    assert (hiresnet.lr, hiresnet.weight_decay, hiresnet.batch_size, hiresnet.patch) == (1e-4, 1e-8, 16, 512)
+    assert hiresnet.steps / hiresnet.warmup_steps == pytest.approx(400 / 3)
+    assert hiresnet.augment.scale == (0.5, 1.5) and RECIPES["hiresnet_decay"].weight_decay == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("paraformer", "paraformer"),
+        ("paraformer-cnn", "paraformer"),
+        ("hiresnet", "hiresnet"),
+        ("hrnet-w48", "hiresnet"),
+        ("convnext_base-upernet", "convnext_deit"),
+        ("swin_large-upernet", "swin"),
+        ("resnet101c-deeplabv3plus", "deeplab"),
+        ("resnet18-unet", None),
+        ("stsnet", None),
+    ],
+)
+def test_the_recipe_of_a_networks_paper(network, name):
+    assert recipes.of_paper(network) is (RECIPES[name] if name else None)
 
 
 # ---------------------------------------------------------------- schedule

@@ -15,7 +15,7 @@ from ..data.augment import Augment
 from ..data.pairs import PairFolder
 from ..evaluation import evaluate
 from ..networks import describe
-from ..recipes import LAPTOP, Recipe, published_for
+from ..recipes import CONVNEXT_DEIT, LAPTOP, Recipe, of_paper
 from ..train import fit
 from ..tree import ClassTree
 from .define import Experiment, Setting
@@ -173,7 +173,7 @@ def _recipe(network: str, profile: str, setting: Setting, patch: int, published:
     At laptop size only the batch's own pixels, so no scaling and no drawing by class.
     """
     if profile in ("gpu", "paper"):
-        recipe = published or published_for(network)
+        recipe = published or of_paper(network) or CONVNEXT_DEIT
         warmup = recipe.warmup_steps * setting.steps // recipe.steps
     else:
         recipe = LAPTOP.scaled(profile).replace(augment=Augment(scale=None, max_share=None), channels_last=True)
