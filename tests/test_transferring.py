@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
 
 from hierlab import twin
 from hierlab._training import seed_everything
-from hierlab.checkpoints import WEIGHTS, load, read_weights
+from hierlab.checkpoints import CONFIG, read_weights
 from hierlab.experiments import jobs, overrides, record, report, transferring
 from hierlab.experiments.catalog import find
 from hierlab.experiments.hierars_transfer import EXPERIMENTS, TABLE_05, TABLE_08, TABLE_09, TransferRow
@@ -151,13 +150,13 @@ def test_prepared_files_stand_in_for_the_twin_with_the_papers_recipe(tmp_path):
     from hierlab.twin.export import export, sets
 
     for name in ("mm5b-sentinel2", "crop10m"):
-        export(sets(name, ("train", "val"), "smoke", count=2), tmp_path / name)
-    setting = dataclasses.replace(TABLE_08.setting("paper"), data_root=str(tmp_path), batch=2)
+        export(sets(name, ("train", "val"), "smoke", count=1), tmp_path / name)
+    setting = dataclasses.replace(TABLE_08.setting("paper"), data_root=str(tmp_path), batch=1)
     found = planned(TABLE_08, setting, "paper", ["deit3-mm5b-cdks"])["deit3-mm5b-cdks"].inputs
     recipe = found["parameters"]["recipe"]
-    assert recipe == TRANSLU.replace(batch_size=2, patch=64).to_dict()
-    assert found["parameters"]["stage I"]["recipe"] == CONVNEXT_DEIT.replace(batch_size=2, patch=64).to_dict()
-    assert found["data"]["train"] == 2 and str(tmp_path) not in json.dumps(found)
+    assert recipe == TRANSLU.replace(batch_size=1, patch=64).to_dict()
+    assert found["parameters"]["stage I"]["recipe"] == CONVNEXT_DEIT.replace(batch_size=1, patch=64).to_dict()
+    assert found["data"]["train"] == 1 and str(tmp_path) not in json.dumps(found)
     (tmp_path / "mm5b-sentinel2" / "twin.json").unlink()
     with pytest.raises(ValueError, match="only one of them is the twin's"):
         planned(TABLE_08, setting, "paper")
@@ -168,9 +167,8 @@ def test_prepared_files_stand_in_for_the_twin_with_the_papers_recipe(tmp_path):
 
 def test_every_kind_of_row_runs_on_one_stage_one(kept, trainings):
     made = run(TABLE_08, rows=["convnext-imagenet", "convnext-mm5b", "convnext-mm5b-cdks"], **SMOKE)
-    made += run(TABLE_09, rows=["convnext-b-cdks-cdsa"], **SMOKE)
     (other,) = run(TABLE_08, rows=["convnext-mm5b"], seeds=[1], **SMOKE)
-    assert trainings == ["crop10m", "mm5b", "crop10m", "crop10m", "crop10m", "crop10m"]
+    assert trainings == ["crop10m", "mm5b", "crop10m", "crop10m", "crop10m"]
     assert other["losses"] != made[1]["losses"] and other["metrics"]["source"] == made[1]["metrics"]["source"]
     for entry in made:
         record.validate(entry)
@@ -178,12 +176,11 @@ def test_every_kind_of_row_runs_on_one_stage_one(kept, trainings):
         assert entry["data"]["twin"] and set(leaves["IoU"]) == {"other", "rice", "corn", "soybean"}
     assert "source" not in made[0]["metrics"] and made[0]["cost"]["stage_one_seconds"] is None
     sources = [entry["metrics"]["source"] for entry in made[1:]]
-    assert [len(level["IoU"]) for level in sources[0]["levels"]] == [4, 9, 18] and sources.count(sources[0]) == 3
+    assert [len(level["IoU"]) for level in sources[0]["levels"]] == [4, 9, 18] and sources.count(sources[0]) == 2
     assert made[1]["cost"]["params"] == made[0]["cost"]["params"] < made[2]["cost"]["params"]
-    assert made[2]["losses"] != made[3]["losses"]
     losses = [set(entry["losses"]) for entry in made]
     assert losses[0] == losses[1] and "path_consistency" in losses[2] - losses[1]
-    told = report.table(dataclasses.replace(TABLE_08, claims=()), made[:3])
+    told = report.table(TABLE_08, made)
     assert told["n"].tolist().count(1) == 2 * 3
 
 
@@ -193,18 +190,19 @@ def test_six_classes_of_cover_from_three_bands(kept):
 
 
 def test_stage_one_from_the_cache_is_the_one_trained_again_bit_for_bit(kept, trainings):
-    row, weights, made = TABLE_09.row("convnext-b-cdks-cdsa"), [], []
+    row, weights, made, shares = TABLE_09.row("convnext-b-cdks-cdsa"), [], [], []
     for place in ("one", "two"):
         folder = kept(place)
         if place == "two":
             transferring.source_model(TABLE_09, row, "smoke", TINY, "cpu")
             assert trainings == ["mm5b", "crop10m", "mm5b"]
-        made.append(transferring.work(TABLE_09, row, 1, "smoke", TINY, "cpu"))
+        made.append(transferring.work(TABLE_09, row, 1, "smoke", TINY, "cpu", shares.append))
         (found,) = folder.iterdir()
         weights.append(read_weights(found)[0])
     assert trainings == ["mm5b", "crop10m", "mm5b", "crop10m"]  # the second time, stage I came from the cache
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert made[0]["metrics"] == made[1]["metrics"] and made[0]["losses"] == made[1]["losses"]
+    assert [told["share"] for told in shares] == [0.2, 0.4, 0.6, 0.8, 0.6, 0.8]  # two steps a stage
 
 
 def test_stage_one_is_another_when_anything_that_decides_it_is(kept, monkeypatch):
@@ -222,19 +220,19 @@ def test_stage_one_is_another_when_anything_that_decides_it_is(kept, monkeypatch
     monkeypatch.undo()
     monkeypatch.setattr(transferring, "_code", lambda: "another")
     others.append(folder())
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    others.append(folder())
     assert len({first, *others}) == 1 + len(others)
 
 
 def test_a_broken_stage_one_is_said_to_be(kept):
     row = TABLE_09.row("convnext-b-cdks")
-    transferring.source_model(TABLE_09, row, "smoke", TINY, "cpu")
     folder = transferring.source_folder(TABLE_09, row, "smoke", TINY, "cpu")
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
-    with pytest.raises(ValueError, match="damaged"):
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text("{}")
+    with pytest.raises(ValueError, match="does not describe a model"):
         transferring.source_model(TABLE_09, row, "smoke", TINY, "cpu")
-    shutil.rmtree(folder)
-    again, _ = transferring.source_model(TABLE_09, row, "smoke", TINY, "cpu")
-    assert again.sizes == load(folder)[0].network.sizes and not again.training
 
 
 def test_rows_start_from_where_they_say(kept):

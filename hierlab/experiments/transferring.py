@@ -10,13 +10,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from .. import hierars, losses, networks, twin
-from .._training import seed_everything
+from .._training import device_name, seed_everything
 from ..checkpoints import CONFIG, Normalized, build_model, load, make_config, pick_device, save, versions
 from ..crosswalk import Crosswalk
 from ..data.pairs import PairFolder
@@ -74,7 +74,7 @@ def inputs(experiment: TransferExperiment, row: TransferRow, profile: str, setti
         "others": row.others if row.cdsa else None,
         "alpha": row.alpha if translu else None,
         "consistency": "path" if translu else None,
-        "mapping": experiment.mapping if translu else None,
+        "mapping": Crosswalk.load(experiment.mapping, target=train.tree).to_dict() if translu else None,
         "recipe": _recipe("target", _network(experiment, row), profile, setting, train).to_dict(),
         "stage I": _stage_one(experiment, row, profile, setting) if _needs_source(row) else None,
     }
@@ -129,7 +129,7 @@ def work(
         seed=seed,
         device=device,
         progress=False,
-        callback=None if tell is None else partial(segmentation._tell, tell, recipe.steps),
+        callback=_telling(tell, setting, row, before=setting.source_steps if stage_one is not None else 0),
         deterministic=True,
     )
     gmac = describe(model, len(train.bands), train.tree.num_leaves, _sides(train.size))["gmac"]
@@ -200,18 +200,19 @@ def source_folder(
 ) -> Path:
     """Where stage I is kept: below the twin's cache, by a hash of all that decides its weights.
 
-    That is its parameters and data, the versions of the libraries, the code of what it is made and trained with, the
-    kind of device and, on a CPU, the number of threads, by which sums are cut.
+    That is its parameters and data, the class tree, the versions of the libraries, the code of what it is made and
+    trained with, the device and, on a CPU, the number of threads, by which sums are cut.
     """
-    kind = pick_device(device).type
+    on = pick_device(device)
     validation = _set(experiment.source, "val", profile, setting)
     decides = {
         "stage I": _stage_one(experiment, row, profile, setting),
         "validation": _told(validation),
         "versions": versions(),
         "code": _code(),
-        "device": kind,
-        "threads": torch.get_num_threads() if kind == "cpu" else None,
+        "tree": validation.tree.to_dict(),
+        "device": device_name(on),
+        "threads": torch.get_num_threads() if on.type == "cpu" else None,
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return twin.cache_dir() / "stage-one" / f"{_network(experiment, row)}-{experiment.source}-{profile}-{key}"
@@ -258,7 +259,7 @@ def _train_source(experiment, row, profile, setting, device, tell, folder: Path)
         seed=SEED,
         device=device,
         progress=False,
-        callback=None if tell is None else partial(segmentation._tell, tell, recipe.steps + setting.steps),
+        callback=_telling(tell, setting, row),
         deterministic=True,
     )
     metrics = _levels(evaluate(model, validation, train.tree, pick_device(device)), train.tree)
@@ -277,6 +278,19 @@ def _code() -> str:
 
 
 # ---------------------------------------------------------------- what both stages share
+
+
+def _telling(tell: Callable[[dict], None] | None, setting: TransferSetting, row: TransferRow, before: int = 0):
+    """What :func:`hierlab.train.fit` calls with every line of its log, ``before`` steps being done already."""
+    if tell is None:
+        return None
+    total = setting.steps + (setting.source_steps if _needs_source(row) else 0)
+
+    def told(line: dict) -> None:
+        if "images_per_second" in line:
+            tell({"share": (before + line["step"]) / (total + 1), "rate": line["images_per_second"]})
+
+    return told
 
 
 def _needs_source(row: TransferRow) -> bool:
