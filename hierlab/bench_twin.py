@@ -103,7 +103,7 @@ def _ground(sensor: twin.Sensor) -> Work:
 
     def work(seed: int, window: tuple[int, int, int, int]) -> None:
         for column, row, *_ in world.windows(window, step):
-            world.tile(seed, 0, column, row, step, n)
+            world.tile(seed, 0, column, row, step, n, world.YEAR)  # as the image asks for it, or it is made anew
 
     return work
 

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from hierlab import bench, bench_twin
+from hierlab import bench, bench_twin, twin
+from hierlab.twin import world
 
 
 def test_the_table_holds_every_row_and_column(tmp_path):
@@ -34,6 +35,14 @@ def test_the_table_holds_every_row_and_column(tmp_path):
     assert memory["peak_mb"] >= memory["start_mb"] > 50
     assert memory["image_mb"] == pytest.approx(40 * 40 * 4 * 2 / 1e6)
     assert len(said) == 1 + 4 + 1 + 1
+
+
+def test_the_image_finds_the_ground_made():
+    window = (0, 0, 128, 128)
+    bench_twin._ground(twin.SENSORS["sentinel2"])(5, window)
+    made = world.tile.cache_info().misses
+    twin.render("sentinel2", 5, 0, window)
+    assert world.tile.cache_info().misses == made
 
 
 def test_a_failure_in_the_process_apart_is_told(monkeypatch):

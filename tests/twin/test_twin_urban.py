@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hierlab.twin import index, places, quarters, spectra, things, transport, world
+from hierlab.twin import buildings, index, places, precincts, quarters, spectra, things, transport, world
 from hierlab.twin.fields import Grid
 from hierlab.twin.ground import LEAF, Ground
 from hierlab.twin.quarters import FARMS, HOUSES, STADIUM, Town
@@ -256,3 +256,16 @@ def test_only_what_stood_early_is_renewed(city):
     inside = b.renewed & b.inside
     assert 0.01 < inside.sum() / b.inside.sum() < 0.06
     assert b.far[inside].max() < 0.85
+
+
+@pytest.mark.parametrize("square", [(0, 0), (1, 2), (-3, 1), (4, -4)])
+def test_without_small_things_the_others_are_as_they_were(city, square):
+    """So that a tile seen from afar, for which they are not even made, has the same pixels."""
+    town = town_of(city)
+    village = Town(0, REGION, 0, 0, 200.0, places.VILLAGE, 0.1, 77)
+    for settlement, (i, j) in ((town, square), (village, (square[0] % 2, 0))):
+        every, large = (precincts.furnish(settlement, i, j, small) for small in (True, False))
+        wanted = every.where(every.step > buildings.SMALL)
+        assert 0 < len(large.x) < len(every.x)
+        for name, a, b in zip(things.Things._fields, wanted, large, strict=True):
+            assert a.dtype == b.dtype and (a == b).all(), name
