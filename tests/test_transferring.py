@@ -12,7 +12,7 @@ from hierlab.checkpoints import CONFIG, read_weights
 from hierlab.experiments import jobs, overrides, record, report, transferring
 from hierlab.experiments.catalog import find
 from hierlab.experiments.hierars_transfer import EXPERIMENTS, TABLE_05, TABLE_08, TABLE_09, TransferRow
-from hierlab.experiments.run import run
+from hierlab.experiments.run import JobsFailed, prepare, run
 from hierlab.profiles import PROFILES
 from hierlab.recipes import CONVNEXT_DEIT, TRANSLU
 from hierlab.tree import ClassTree
@@ -254,3 +254,20 @@ def test_rows_start_from_where_they_say(kept):
     for branch in (two.branch1, two.branch2):
         assert torch.equal(branch.network.state_dict()[weight], theirs[weight])
     assert two.cdks is not None and two.cdsa is not None and start("convnext-mm5b-cdks").cdsa is None
+
+
+def test_a_run_that_stands_in_two_tables_is_made_once(kept, tmp_path, monkeypatch):
+    (made,) = run(TABLE_08, rows=["convnext-mm5b-cdks"], out=tmp_path / "table-08.smoke.jsonl", **SMOKE)
+    monkeypatch.setattr(transferring, "work", None)  # whoever works now fails
+    out = tmp_path / "table-09.smoke.jsonl"
+    (same,) = run(TABLE_09, rows=["convnext-b-cdks"], out=out, **SMOKE)
+    assert same["metrics"] == made["metrics"] and same["same_run"] == "hierars/table-08, convnext-mm5b-cdks"
+    assert (same["experiment"], same["row"]) == (TABLE_09.key, "convnext-b-cdks") and same["hash"] != made["hash"]
+    assert record.read(out) == [same]
+    assert prepare(TABLE_09, ["convnext-b-cdks"], profile="smoke", device="cpu", out=out).told() == (
+        "1 jobs, 1 of them done before"
+    )
+    other = prepare(TABLE_09, ["convnext-b-cdks"], [1], "smoke", "cpu", out)
+    assert not other.adopted and len(other.todo) == 1  # another seed is another run
+    with pytest.raises(JobsFailed):
+        run(TABLE_09, rows=["convnext-b-cdks"], out=tmp_path / "apart" / "t.jsonl", **SMOKE)

@@ -29,6 +29,9 @@ from .define import Experiment, Row, Setting
 
 STOPPING = 20.0  # seconds that a worker has to finish its training step when it is told to stop
 
+IDENTITY = ("experiment", "row", "seed", "profile", "parameters", "data")  # the fields of a record that tell its job
+NAMELESS = {"experiment": "", "row": ""}  # for the run itself, whatever tables it stands in
+
 Tell = Callable[["Job", dict], None]
 _alone = threading.Lock()  # one job at a time in a process: the random streams and torch's switches are the process's
 
@@ -83,6 +86,7 @@ def plan(
 
 def digest(identity: dict) -> str:
     """A hash of what decides a job: experiment, row, seed, profile, parameters and data."""
+    identity = {name: identity[name] for name in IDENTITY}
     identity = {**identity, "parameters": _filled(identity["parameters"]), "data": record.told(identity["data"])}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -92,8 +96,7 @@ def done_by(entry: dict) -> set[str]:
 
     A record made before jobs had hashes, or before a recipe had a field whose default changes nothing, still counts.
     """
-    names = ("experiment", "row", "seed", "profile", "parameters", "data")
-    return {entry.get("hash"), digest({name: entry[name] for name in names})} - {None}
+    return {entry.get("hash"), digest(entry)} - {None}
 
 
 def _filled(parameters: dict) -> dict:

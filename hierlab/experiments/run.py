@@ -26,12 +26,14 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has before it: all ``jobs`` asked for, the records ``known`` by hash, what is left ``todo``, and the
-    failures of earlier runs that are not tried again (``given_up``); the files of records and failures, if any; the
-    address of the Dask ``scheduler``, if one does the jobs."""
+    """What a run has before it: all ``jobs`` asked for, the records ``known`` by hash, those ``adopted`` from other
+    tables, where they are the same run under another name, what is left ``todo``, and the failures of earlier runs that
+    are not tried again (``given_up``); the files of records and failures, if any; the address of the Dask ``scheduler``,
+    if one does the jobs."""
 
     jobs: list[Job]
     known: dict[str, dict]
+    adopted: list[dict]
     todo: list[Job]
     given_up: dict[str, dict]
     out: Path | None
@@ -41,9 +43,10 @@ class Plan:
     def told(self) -> str:
         """The jobs in a line: how many, and how many of them are done or were given up before."""
         done = sum(job.hash in self.known for job in self.jobs)
-        lost = len(self.jobs) - done - len(self.todo)
+        lost = len(self.jobs) - done - len(self.adopted) - len(self.todo)
         parts = [f"{len(self.jobs)} jobs"]
         parts += [f"{done} of them done before"] if done else []
+        parts += [f"{len(self.adopted)} done for another table"] if self.adopted else []
         parts += [f"{lost} failed before and not tried again"] if lost else []
         return ", ".join(parts)
 
@@ -90,15 +93,38 @@ def prepare(
         raise
     out = Path(out) if out is not None else None
     failures = record.failures_path(out) if out is not None else None
-    known, given_up = {}, {}
+    known, given_up, adopted = {}, {}, []
     if out is not None:
         stored = record.read(out)
         _check_alone(out, stored, experiment, profile, changed, planned)
         known = {name: entry for entry in stored for name in jobs.done_by(entry)}
+        adopted = _same_runs(out, [job for job in planned if job.hash not in known], changed)
         if not retry_failed:
             given_up = {entry["hash"]: entry for _, entry in record.read_lines(failures)}
-    todo = [job for job in planned if job.hash not in known and job.hash not in given_up]
-    return Plan(planned, known, todo, given_up, out, failures, scheduler)
+    answered = {*known, *given_up, *(entry["hash"] for entry in adopted)}
+    todo = [job for job in planned if job.hash not in answered]
+    return Plan(planned, known, adopted, todo, given_up, out, failures, scheduler)
+
+
+def _same_runs(out: Path, wanted: list[Job], changed: dict) -> list[dict]:
+    """Records for the jobs that other tables' records beside ``out`` answer: same seed, parameters and data.
+
+    Each keeps the machine, commit and date of the run that was made; ``same_run`` names its table and row.
+    """
+    others = sorted(path for path in out.parent.glob("*.jsonl") if path != out and ".failed." not in path.name)
+    made = {}
+    for path in others if wanted else ():
+        for _, entry in record.read_lines(path):
+            if "hash" in entry and entry.get("overrides") == changed:
+                made[jobs.digest(entry | jobs.NAMELESS)] = entry
+    found = []
+    for job in wanted:
+        entry = made.get(jobs.digest(job.identity() | jobs.NAMELESS))
+        if entry is not None:
+            names = {"experiment": job.experiment.key, "row": job.row.name, "hash": job.hash}
+            same = {"same_run": f"{entry['experiment']}, {entry['row']}"}
+            found.append(record.validate(same | entry | names))
+    return found
 
 
 def _check_alone(
@@ -147,6 +173,10 @@ def carry_out(plan: Plan, workers: int = 1, progress: bool = True) -> list[dict]
     after what runs has come to a halt; ValueError where no scheduler answers, ConnectionError when it is lost.
     """
     known, failures = dict(plan.known), dict(plan.given_up)
+    for entry in plan.adopted:
+        known[entry["hash"]] = entry
+        if plan.out is not None:
+            record.append(plan.out, entry)
     board = Board(progress and bool(plan.todo), len(plan.todo))
     with board.progress:
         try:
