@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+NAMES = ("network", "tree", "mapping", "source -> target", "level", "data set", "experiment", "stage")  # never broken
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
@@ -19,7 +20,7 @@ def print_rows(head: tuple[str, ...], rows: list[tuple], title: str) -> None:
     """A table of text, one tuple a row; names stay on one line."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in head:
-        table.add_column(name, no_wrap=name in ("network", "tree", "level", "data set", "experiment", "stage"))
+        table.add_column(name, no_wrap=name in NAMES)
     for row in rows:
         table.add_row(*row)
     console.print(table)

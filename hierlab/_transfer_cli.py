@@ -21,7 +21,7 @@ def transfer_command(
     labels: Annotated[list[Path], typer.Option(help="Label rasters of the new tree: one an image, or one for all.")],
     mapping: Annotated[
         str,
-        typer.Option(help="Which new classes are which old ones: a shipped name (landuse-to-crops, …) or a YAML file."),
+        typer.Option(help="Which new classes are which old ones: a name (`hierlab list mappings`) or a YAML file."),
     ],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     tree: Annotated[

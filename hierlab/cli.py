@@ -31,7 +31,13 @@ _transfer_cli.register(app)
 app.add_typer(bench, name="bench")
 
 SEVERAL = ("--images", "--labels", "--series", "--bands", "--rows", "--models")
-KINDS = ("networks", "trees", "datasets", "experiments")
+KINDS = {
+    "networks": "what `hierlab train --network` takes",
+    "trees": "class trees that come with hierlab",
+    "mappings": "which classes of one tree are which of another, for `hierlab transfer`",
+    "datasets": "data sets of the built-in twin",
+    "experiments": "the papers' tables, for `hierlab run`",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -288,10 +294,13 @@ def map_command(
 
 @app.command("list")
 def list_command(
-    what: Annotated[str, typer.Argument(help="networks, trees, datasets or experiments.")],
+    what: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; without it, what can be listed.")] = None,
 ) -> None:
     """List what there is, a line each."""
-    choose("WHAT", what, KINDS)
+    if what is None:
+        print_rows(("hierlab list …", ""), list(KINDS.items()), "What can be listed")
+        return
+    choose("WHAT", what, tuple(KINDS))
     if what == "networks":
         from .models import NETWORKS
         from .networks import DECODERS
@@ -303,6 +312,12 @@ def list_command(
 
         trees = [ClassTree.load(name) for name in shipped()]
         print_rows(("tree", "classes", ""), [(t.name, "/".join(map(str, t.sizes)), t.title) for t in trees], "Trees")
+    elif what == "mappings":
+        from .crosswalk import Crosswalk, shipped
+
+        found = [Crosswalk.load(name) for name in shipped()]
+        rows = [(c.name, c.title, f"{c.source.name} -> {c.target.name}") for c in found]
+        print_rows(("mapping", "", "source -> target"), rows, "Mappings")
     elif what == "datasets":
         from .twin import PRESETS
 

@@ -25,6 +25,7 @@ __all__ = [
     "class_bars",
     "colour_blind_distance",
     "confusion_figure",
+    "diagram_figure",
     "hatches",
     "history_figure",
     "levels_figure",
@@ -208,6 +209,62 @@ def history_figure(history: Sequence[Mapping]) -> Picture:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, handlelength=1.6)
     ends = ", ".join(f"{key} {points[-1][1]:.3g}" for group in curves.values() for key, points in group.items())
     figure.set_label(f"Course of the training; at the end {ends}.")
+    return figure
+
+
+@styled
+def diagram_figure(
+    boxes: Mapping[str, tuple],
+    arrows: Sequence[tuple],
+    *,
+    title: str | None = None,
+    alt: str | None = None,
+) -> Picture:
+    """Boxes joined by arrows: how the parts of a module are wired.
+
+    ``boxes``: {name: (x, y, text)} or (x, y, text, colour); x and y place the middle, in inches, y upwards; a text
+    without frame has the colour "none". ``arrows``: (from, to), (from, to, text) or (from, to, text, bend), names of
+    boxes, with a text beside the middle and a bend from -1 (to the left) to 1.
+
+    Raises ValueError for an arrow from or to a box that there is not.
+    """
+    if unknown := sorted({name for arrow in arrows for name in arrow[:2]} - set(boxes)):
+        raise ValueError(f"An arrow names '{unknown[0]}'; the boxes are {', '.join(boxes)}.")
+    lines = {name: box[2].split("\n") for name, box in boxes.items()}
+    half = {name: (text_width(lines[name]) / 2 + 0.12, 0.075 * len(lines[name]) + 0.1) for name in boxes}
+    west, east = (f(box[0] + s * half[name][0] for name, box in boxes.items()) for f, s in ((min, -1), (max, 1)))
+    south, north = (f(box[1] + s * half[name][1] for name, box in boxes.items()) for f, s in ((min, -1), (max, 1)))
+    north += 0.3 if title else 0.0
+    figure = picture(east - west + 0.2, north - south + 0.2, layout=None)
+    ax = figure.add_axes((0, 0, 1, 1), xlim=(west - 0.1, east + 0.1), ylim=(south - 0.1, north + 0.1))
+    ax.set_axis_off()
+    if title:
+        ax.text(west, north - 0.05, title, ha="left", va="center", fontsize=9.5, fontweight="bold")
+    drawn = {}
+    for name, (x, y, text, *color) in boxes.items():
+        face = color[0] if color else "white"
+        frame = {"boxstyle": "round,pad=0.35", "facecolor": face, "edgecolor": "none" if face == "none" else "0.35"}
+        drawn[name] = ax.text(x, y, text, ha="center", va="center", fontsize=8, linespacing=1.25, bbox=frame, zorder=2)
+    for begin, end, *more in arrows:
+        text, bend = [*more, "", 0.0][:2] if len(more) < 2 else more
+        style = {
+            "arrowstyle": "-|>",
+            "mutation_scale": 9,
+            "linewidth": 1.1,
+            "color": "0.25",
+            "shrinkA": 0,
+            "shrinkB": 1,
+        }
+        style |= {"connectionstyle": f"arc3,rad={bend}"}
+        style |= {"patchA": drawn[begin].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+        (x0, y0), (x1, y1) = boxes[begin][:2], boxes[end][:2]
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops=style, zorder=3)
+        if text:
+            x, y = (x0 + x1 + bend * (y1 - y0)) / 2, (y0 + y1 - bend * (x1 - x0)) / 2
+            frame = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color="0.25", bbox=frame, zorder=4)
+    wired = ", ".join(f"{begin} to {end}" for begin, end, *_ in arrows)
+    figure.set_label(alt or f"{title or 'Diagram'}: {wired}.")
     return figure
 
 

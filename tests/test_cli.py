@@ -10,6 +10,7 @@ from rasterio.transform import from_origin
 
 from hierlab import workflow
 from hierlab.cli import main, spread
+from hierlab.crosswalk import Crosswalk, shipped
 from hierlab.mapping import read_map
 from hierlab.recipes import HIRESNET, PARAFORMER
 from hierlab.workflow import DEFAULT_RECIPE
@@ -247,3 +248,28 @@ def test_list_and_describe(capsys):
     counted = json.loads(capsys.readouterr().out)
     assert counted["outputs"] == [[1, 5, 64, 64]] and counted["params"] > 1e7
     assert "one of networks" in refused(capsys, ["list", "models"])
+
+
+def listed(capsys, *what):
+    with pytest.raises(SystemExit) as end:
+        main(["list", *what])
+    assert not end.value.code
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+
+
+def test_list_alone_says_what_can_be_listed_and_each_can(capsys):
+    kinds = [line.split()[1] for line in listed(capsys)]
+    assert kinds == ["networks", "trees", "mappings", "datasets", "experiments"]
+    for kind in kinds:
+        assert listed(capsys, kind), kind
+
+
+def test_list_mappings_shows_name_title_and_trees(capsys):
+    lines = listed(capsys, "mappings")
+    found = {name: Crosswalk.load(name) for name in shipped()}
+    assert [line.split()[1] for line in lines if line.split()[1] in found] == list(found)
+    for line in lines:
+        crosswalk = found.get(line.split()[1])
+        if crosswalk is not None:
+            assert line.split("│")[3].strip() == f"{crosswalk.source.name} -> {crosswalk.target.name}"
+            assert crosswalk.title.startswith(line.split("│")[2].strip())

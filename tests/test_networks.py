@@ -14,6 +14,7 @@ from torch import nn
 from hierlab import models
 from hierlab.hierars import hierarchical
 from hierlab.networks import DECODERS, NETWORKS, build, describe, load_weights
+from hierlab.networks.count import parts
 from hierlab.tree import ClassTree
 
 
@@ -386,3 +387,22 @@ def test_without_a_network_the_message_shows_the_way_on(monkeypatch):
         build("resnet18-unet", 3, 5, "imagenet")
     with pytest.raises(ValueError, match="no weights for convnext_atto_rms"):
         build("convnext_atto_rms-unet", 3, 5, "imagenet")
+
+
+def test_parts_are_what_runs():
+    inner = nn.Sequential(nn.Linear(4, 6), nn.GELU())
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.inner, self.conv = nn.Linear(9, 9), inner, nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+        def forward(self, x, size):
+            x = self.inner(x) + self.inner(x.flip(1))
+            return self.conv(x.mT.unflatten(-1, size))
+
+    found = parts(Twice(), torch.randn(2, 15, 4), (3, 5))
+    assert list(found) == ["inner", "inner.0", "inner.1", "conv"]
+    assert found["inner.0"] == {"layer": "Linear 4 → 6", "shape": (2, 15, 6), "params": 30, "calls": 2}
+    assert found["conv"] == {"layer": "depthwise 3×3 conv 6 → 6", "shape": (2, 6, 3, 5), "params": 60, "calls": 1}
+    assert not any(part._forward_hooks for part in inner.modules())

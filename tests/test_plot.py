@@ -322,6 +322,22 @@ def test_history_figure(result):
     drawn(figure)
 
 
+def test_diagram_figure():
+    boxes = {"in": (0, 2, "input", "none"), "long": (0, 1, "a rather long name\nof two lines"), "out": (1.5, 0, "out")}
+    figure = plot.diagram_figure(boxes, [("in", "long"), ("long", "out", "scores", 0.2)], title="Wiring")
+    drawn(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    assert {"Wiring", "scores", *(box[2] for box in boxes.values())} <= set(texts)
+    frame = figure.bbox
+    for text in texts.values():
+        extent = text.get_window_extent(renderer)
+        assert frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
+    assert figure.get_label() == "Wiring: in to long, long to out."
+    with pytest.raises(ValueError, match="names 'nowhere'; the boxes are in, long, out"):
+        plot.diagram_figure(boxes, [("in", "nowhere")])
+
+
 # ------------------------------------------------------------------ files
 
 

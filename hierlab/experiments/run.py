@@ -28,8 +28,8 @@ class Stopped(KeyboardInterrupt):
 class Plan:
     """What a run has before it: all ``jobs`` asked for, the records ``known`` by hash, those ``adopted`` from other
     tables, where they are the same run under another name, what is left ``todo``, and the failures of earlier runs that
-    are not tried again (``given_up``); the files of records and failures, if any; the address of the Dask ``scheduler``,
-    if one does the jobs."""
+    are not tried again (``given_up``); the files of records and failures, if any; the address of the Dask
+    ``scheduler``, if one does the jobs."""
 
     jobs: list[Job]
     known: dict[str, dict]

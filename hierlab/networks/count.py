@@ -1,5 +1,7 @@
 """What a network costs: parameters, multiply-accumulates, the shape of every stage."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -68,6 +70,41 @@ def describe(
         "outputs": [list(logits.shape) for logits in outputs["logits"]],
         "stages": stages,
     }
+
+
+def parts(module: nn.Module, *inputs) -> dict[str, dict]:
+    """What runs inside a module when it is called on ``inputs``: {name: part}, in the order of the first call.
+
+    A part has ``layer``, words such as "Linear 128 → 64", the ``shape`` of its last output, its ``params`` and the
+    number of its ``calls``; the parts of parts follow by their dotted names. Parts that return no tensor are left out.
+    """
+    found: dict[str, dict] = {}
+
+    def begin(name: str, part: nn.Module) -> None:
+        count = sum(p.numel() for p in part.parameters())
+        found.setdefault(name, {"layer": _words(part), "shape": None, "params": count, "calls": 0})["calls"] += 1
+
+    def end(name: str, output: object) -> None:
+        found[name]["shape"] = tuple(output.shape) if isinstance(output, Tensor) else None
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, part in module.named_modules():
+            if name:
+                before = part.register_forward_pre_hook(lambda part, _, name=name: begin(name, part))
+                after = part.register_forward_hook(lambda _part, _, output, name=name: end(name, output))
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+        module(*inputs)
+    return {name: part for name, part in found.items() if part["shape"] is not None}
+
+
+def _words(part: nn.Module) -> str:
+    if isinstance(part, nn.Linear):
+        return f"Linear {part.in_features} → {part.out_features}"
+    if isinstance(part, nn.Conv2d):
+        kind = "depthwise " if part.groups == part.in_channels > 1 else ""
+        return f"{kind}{'×'.join(map(str, part.kernel_size))} conv {part.in_channels} → {part.out_channels}"
+    return type(part).__name__
 
 
 def _root(model: nn.Module) -> nn.Module:
