@@ -269,5 +269,7 @@ def test_a_run_that_stands_in_two_tables_is_made_once(kept, tmp_path, monkeypatc
     )
     other = prepare(TABLE_09, ["convnext-b-cdks"], [1], "smoke", "cpu", out)
     assert not other.adopted and len(other.todo) == 1  # another seed is another run
+    copy = prepare(TABLE_09, ["convnext-b-cdks"], profile="smoke", device="cpu", out=tmp_path / "copy.jsonl")
+    assert [entry["same_run"] for entry in copy.adopted] == ["hierars/table-08, convnext-mm5b-cdks"]  # not its own
     with pytest.raises(JobsFailed):
         run(TABLE_09, rows=["convnext-b-cdks"], out=tmp_path / "apart" / "t.jsonl", **SMOKE)

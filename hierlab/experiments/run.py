@@ -115,7 +115,8 @@ def _same_runs(out: Path, wanted: list[Job], changed: dict) -> list[dict]:
     made = {}
     for path in others if wanted else ():
         for _, entry in record.read_lines(path):
-            if "hash" in entry and entry.get("overrides") == changed:
+            elsewhere = entry["experiment"] not in {job.experiment.key for job in wanted}
+            if elsewhere and "hash" in entry and entry.get("overrides") == changed:
                 made[jobs.digest(entry | jobs.NAMELESS)] = entry
     found = []
     for job in wanted:
