@@ -96,6 +96,15 @@ def _translu(name: str, encoder: str, cdks: bool = True, cdsa: bool = True) -> T
     return TransferRow(name, f"{title}, TransLU with {parts}", network=network, cdks=cdks, cdsa=cdsa)
 
 
+def _baseline_and_translu(names: dict[str, str]) -> tuple[TransferRow, ...]:
+    """The rows of Tables V and VI: for every encoder the baseline and TransLU; ``names`` as for :func:`_claims`."""
+    return tuple(
+        row
+        for encoder, name in names.items()
+        for row in (_flat(f"{name}-baseline", encoder, "imagenet"), _translu(f"{name}-translu", encoder))
+    )
+
+
 def _claims(text: str, better: str, worse: str, measures: tuple[str, ...], names: dict[str, str]) -> tuple[Claim, ...]:
     """The same claim for every encoder and measure; ``names`` are the encoders as the table's rows call them.
 
@@ -120,11 +129,7 @@ TABLE_05 = TransferExperiment(
     key="hierars/table-05",
     title="HieraRS, Table V: crops with and without TransLU",
     published="hierars-table-05",
-    rows=tuple(
-        row
-        for encoder, name in SHORT.items()
-        for row in (_flat(f"{name}-baseline", encoder, "imagenet"), _translu(f"{name}-translu", encoder))
-    ),
+    rows=_baseline_and_translu(SHORT),
     claims=_claims(
         "TransLU over the baseline, {encoder}: {measure}",
         "{}-translu",
@@ -140,11 +145,7 @@ TABLE_06 = TransferExperiment(
     key="hierars/table-06",
     title="HieraRS, Table VI: six land covers with and without TransLU",
     published="hierars-table-06",
-    rows=tuple(
-        row
-        for encoder, name in LONG.items()
-        for row in (_flat(f"{name}-baseline", encoder, "imagenet"), _translu(f"{name}-translu", encoder))
-    ),
+    rows=_baseline_and_translu(LONG),
     claims=_claims(
         "TransLU over the baseline, {encoder}: {measure}",
         "{}-translu",
