@@ -37,6 +37,9 @@ def render(
         str | None,
         typer.Option(help="A coarse, faulty label product: nlcd, from-glc10, esa-worldcover, esri, glc-fcs30."),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Make the image on a GPU (cuda); without, the processor makes it.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write one georeferenced window: what a sensor sees there, its true classes, or a label product.
@@ -48,7 +51,7 @@ def render(
     hierlab twin render gaofen2 labels.tif --window 0 0 1024 1024 --truth
     """
     from .twin import render_geotiff
-    from .twin.presets import sensor as lookup
+    from .twin.sensors import lookup
 
     console = Console(highlight=False, soft_wrap=True)
     if sum(map(bool, (truth, legend, product))) > 1:
@@ -62,7 +65,7 @@ def render(
     console.print(f"{found.title}: {width} × {height} pixels of {found.gsd:g} m at ({x}, {y}), year {year}")
     begun = time.perf_counter()
     with console.status("Rendering …"):
-        render_geotiff(str(out), found, seed, region, window, truth, year=year, legend=legend, product=product)
+        render_geotiff(str(out), found, seed, region, window, truth, year, legend, product, device)
     console.print(f"Written: {out} ({time.perf_counter() - begun:.1f} s)")
 
 

@@ -363,11 +363,23 @@ def bench_map(
 
 
 @bench.command("twin")
-def bench_twin(out: Annotated[Path, typer.Option(help="Folder for the CSV.")] = Path("bench")) -> None:
-    """The twin's sensors: megapixels a second and core, in a large scene and in scattered chips, and peak memory."""
+def bench_twin(
+    out: Annotated[Path, typer.Option(help="Folder for the CSV.")] = Path("bench"),
+    sensor: Annotated[list[str] | None, typer.Option(help="Sensors to measure; all by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Measure so many processes side by side, too.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Where these make the images: cuda; by default where all the rest is done.")
+    ] = None,
+) -> None:
+    """The twin's sensors: megapixels a second and core, in a large scene and in scattered chips, and peak memory.
+
+    With --workers, also how many times faster than one core several processes are, and with --device a GPU beside
+    them.
+    """
     from .bench_twin import twin_bench
 
-    twin_bench(out)
+    sensors = {"sensors": tuple(sensor)} if sensor else {}
+    twin_bench(out, **sensors, device=device, workers=workers)
 
 
 @bench.command("models")

@@ -118,8 +118,9 @@ def class_bars(
         means = {name: _number(result["levels"][index][NAMES[measure]]) for name, result in results.items()}
         for (color, _), mean in zip(SERIES, means.values(), strict=False):
             ax.axvline(mean, color=color if len(results) > 1 else "0.35", linestyle=(0, (3, 2)), linewidth=0.9)
-        title = f"{tree.level_names[index]} · {NAMES[measure]} "
-        ax.set_title(title + ", ".join(f"{mean:.3f}" for mean in means.values()))
+        said = [f"{mean:.3f}" for mean in means.values()]
+        said = [", ".join(said[n : n + 3]) for n in range(0, len(said), 3)]  # more would run into the next column
+        ax.set_title(f"{tree.level_names[index]} · {NAMES[measure]} " + ",\n".join(said))
         ax.set(xlim=(0, 1), xlabel=measure)
     _series_legend(figure, axes[-1], list(results))
     means = [

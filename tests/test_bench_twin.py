@@ -45,6 +45,41 @@ def test_the_image_finds_the_ground_made():
     assert world.tile.cache_info().misses == made
 
 
+def test_processes_side_by_side_are_measured_against_one_core(tmp_path):
+    table = pd.read_csv(
+        bench_twin.twin_bench(
+            tmp_path,
+            sensors=("sentinel2",),
+            truths=(),
+            products=(),
+            chip=32,
+            repeats=1,
+            tiles=1,
+            memory_sizes=(),
+            device="cpu",
+            workers=2,
+            say=lambda line: None,
+        )
+    ).set_index("what")
+    assert list(table.index) == ["scene", "chips", "together"]
+    row = table.loc["together"]
+    assert (row["workers"], row["repeats"], row["size"], row["device"]) == (2, 2, 128, "cpu")
+    assert row["mpx_per_s"] == pytest.approx(2 * 128**2 / 1e6 / row["seconds"], rel=1e-3)
+    assert row["times"] == pytest.approx(row["mpx_per_s"] / table.loc["scene", "mpx_per_core_s"], rel=1e-3)
+
+
+def test_what_cannot_be_measured_is_told_first(tmp_path):
+    for asked, match in (
+        ({"sensors": ("hubble",)}, "no sensor 'hubble'"),
+        ({"device": "nowhere", "workers": 1}, "images cannot be made there"),
+        ({"device": "cpu"}, "workers is 0"),
+        ({"workers": -1}, "workers is -1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            bench_twin.twin_bench(tmp_path, **asked)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failure_in_the_process_apart_is_told(monkeypatch):
     monkeypatch.setattr(bench.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="Rendering 8² pixels in a process of its own failed"):

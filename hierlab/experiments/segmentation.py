@@ -88,6 +88,7 @@ def work(
     (``params``, ``gmac``).
     """
     train, validation = (_data(experiment, split, profile, setting) for split in ("train", "val"))
+    rendered(train, validation)
     model, fitted, gmac = _fitted(experiment, row, seed, profile, setting, device, tell, train)
     # A flat model's coarser levels are its leaf probabilities summed up the tree, as in the paper.
     flat = row.head == "flat"
@@ -194,6 +195,13 @@ def _data(experiment: Experiment, split: str, profile: str, setting: Setting):
     if setting.data_root is None:
         return twin.dataset(experiment.dataset, split, profile)
     return PairFolder(Path(setting.data_root), split, ClassTree.load(twin.PRESETS[experiment.dataset].tree))
+
+
+def rendered(*sets: torch.utils.data.Dataset) -> None:
+    """Have the twin's sets rendered, on all cores, before a network waits for them."""
+    for data in sets:
+        if isinstance(data, twin.TwinDataset):
+            data.prepare()
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

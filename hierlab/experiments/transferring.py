@@ -28,7 +28,7 @@ from ..translu import TransLU, TransLULoss
 from ..tree import ClassTree
 from . import segmentation
 from .hierars_transfer import TransferExperiment, TransferRow, TransferSetting
-from .segmentation import NO_LOSS, TREE_MEASURES, _measures, _number, _sides, statistics
+from .segmentation import NO_LOSS, TREE_MEASURES, _measures, _number, _sides, rendered, statistics
 
 SEED = 0  # of stage I
 SOURCE_ALPHA = 2.0  # of L_HSC in stage I: α on MM-5B
@@ -110,6 +110,7 @@ def work(
     other. ``tell`` is given ``{"share": of the job done, "rate": images/s}`` now and then.
     """
     source, train, validation = _sets(experiment, profile, setting)
+    rendered(source, train, validation)
     mean, std = statistics(source)
     stage_one = None
     if _needs_source(row):
@@ -241,6 +242,7 @@ def _train_source(experiment, row, profile, setting, device, tell, folder: Path)
     """Train stage I and write it into ``folder``: the weights, then ``model.json``, each beside and then renamed."""
     about = _stage_one(experiment, row, profile, setting)
     train, validation = (_set(experiment.source, split, profile, setting) for split in ("train", "val"))
+    rendered(train, validation)
     mean, std = statistics(train)
     options = {"width": setting.width, "depth": setting.depth}
     config = make_config(

@@ -7,11 +7,15 @@ split, size, n): a longer set begins with the shorter one.
 
 import hashlib
 import math
+import multiprocessing
 import os
+import signal
 import sys
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,17 +24,20 @@ import numpy as np
 import torch
 
 from hierlab._io import atomic
+from hierlab.data.progress import track
 from hierlab.tree import IGNORE
-from hierlab.twin import index, legends, presets, products, seek
+from hierlab.twin import arrays, index, legends, presets, products, seek
 from hierlab.twin.fields import Grid
 from hierlab.twin.hashing import derive, key, mix, scalar
 from hierlab.twin.presets import EXTENT, PRESETS, Preset
 from hierlab.twin.sensor import render
+from hierlab.twin.sensors import lookup
 from hierlab.twin.world import survey, tile_size
 
 TWIN_VERSION = "0.4"  # raise it with every change that moves a pixel: it is part of every cache's name
 SPLITS = {"train": tuple(range(8)), "val": (8, 9, 10), "test": (11, 12, 13)}  # regions of the MM-5B sets
 _MEMORY = 512 * 2**20  # bytes: sets smaller than this stay in memory once read
+_WORTH = 32  # patches that a process has to render at least, or starting it does not pay
 _SCENES = 3  # places that are tried for an image of one scene class
 
 Size = tuple[int, int]  # height, width
@@ -88,7 +95,7 @@ def turn(name: str, split: str, value: str | int, n: int) -> Turn:
 
 
 def _step_mm(preset: Preset) -> int:
-    return presets.sensor(preset.sensor or preset.series).step_mm
+    return lookup(preset.sensor or preset.series).step_mm
 
 
 @lru_cache(maxsize=4096)
@@ -205,8 +212,9 @@ class TwinDataset(torch.utils.data.Dataset):
     - ``scene`` int64 (), the class of the whole image, in place of ``label``: as in Million-AID, whose labels come from
       maps, that of the thing in its middle.
 
-    Patches are rendered when first asked for and cached as one file each, written atomically, so that several
-    processes may share a cache. A file that cannot be read is rendered again, with a warning.
+    Patches are rendered when first asked for, or all at once by ``prepare``, and cached as one file each, written
+    atomically, so that several processes may share a cache. A file that cannot be read is rendered again, with a
+    warning.
 
     Attributes: ``name``, ``split``, ``seed``, ``year``, ``size`` (pixels a side, or (height, width)), ``options``,
     ``sensor`` (name), ``bands`` (names), ``gsd`` (metres), ``tree`` (ClassTree), ``product`` and ``tree_lr`` (of
@@ -219,17 +227,26 @@ class TwinDataset(torch.utils.data.Dataset):
 
     is_twin = True
 
-    def __init__(self, name: str, split: str, seed: int, size: int | Size, count: int, options: dict):
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        seed: int,
+        size: int | Size,
+        count: int,
+        options: dict,
+        device: str | torch.device | None = None,
+    ):
         from hierlab.tree import ClassTree
 
         preset = PRESETS[name]
         self.name, self.split, self.seed, self.options, self._preset = name, split, seed, options, preset
-        self.year = preset.year
+        self.year, self._device = preset.year, arrays.place(device)
         self._size = (size, size) if isinstance(size, int) else tuple(size)
         self.size = self._size[0] if self._size[0] == self._size[1] else self._size
         series = options.get("series", preset.series)
-        self._series = presets.sensor(series) if series else None
-        self._sensor = presets.sensor(preset.sensor) if preset.sensor else self._series
+        self._series = lookup(series) if series else None
+        self._sensor = lookup(preset.sensor) if preset.sensor else self._series
         self._step = self._sensor.step_mm
         self.sensor, self.bands, self.gsd = self._sensor.name, self._sensor.bands, self._sensor.gsd
         self.tree = ClassTree.load(preset.tree)
@@ -246,7 +263,8 @@ class TwinDataset(torch.utils.data.Dataset):
         areas = [(p.value, p.areas[split], p.share[split], p.near) for p in preset.parts]
         what = (TWIN_VERSION, name, self._sensor, self._series, preset.tree, preset.year, sorted(options.items()))
         where = (areas, preset.first, sorted(preset.wish.items()), EXTENT, seed, split, self._size)
-        self.fingerprint = hashlib.blake2b(repr((what, where)).encode(), digest_size=8).hexdigest()
+        told = (what, where) if self._device is None else (what, where, self._device.type)
+        self.fingerprint = hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
         label = "x".join(map(str, dict.fromkeys(self._size)))
         chosen = "".join(f"-{value}" for _, value in sorted(options.items()))
         self.folder = cache_dir() / "twin" / f"{name}{chosen}-{split}-{label}-{self.fingerprint}"
@@ -307,7 +325,7 @@ class TwinDataset(torch.utils.data.Dataset):
         """
         if self._memory is not None and n in self._memory:
             return self._memory[n]
-        path = self.folder / f"{n:06d}.npz"
+        path = self._path(n)
         patch = self._read(path) if path.exists() else None
         if patch is None:
             patch = self._render(n)
@@ -317,16 +335,19 @@ class TwinDataset(torch.utils.data.Dataset):
             self._memory[n] = patch
         return patch
 
+    def _path(self, n: int) -> Path:
+        return self.folder / f"{n:06d}.npz"
+
     def _render(self, n: int) -> dict[str, np.ndarray]:
         region, x, y = self.place(n)
         window, year = (x, y, self._size[1], self._size[0]), self._preset.year
         patch, made = {}, None
         if self._preset.sensor:
-            made = render(self._sensor, self.seed, region, window, year)
+            made = render(self._sensor, self.seed, region, window, year, device=self._device)
             patch["image"] = made.image
         if self._series:
             coarse = tuple(v // self._unit for v in window)
-            series = render(self._series, self.seed, region, coarse, year)
+            series = render(self._series, self.seed, region, coarse, year, device=self._device)
             patch["series"] = series.image * series.valid[:, None]
             patch["series_valid"] = series.valid
             made = made or series
@@ -360,10 +381,52 @@ class TwinDataset(torch.utils.data.Dataset):
                 "folder that can be written."
             ) from error
 
-    def prepare(self) -> None:
-        """Render what is not yet cached. DataLoader workers can do the same side by side by reading the set once."""
-        for n in range(len(self)):
-            self.patch(n)
+    def prepare(self, workers: int | None = None, progress: bool = False) -> None:
+        """Render what is not yet cached, in ``workers`` processes side by side, with or without a bar.
+
+        None: as many as PyTorch has threads, if so much is missing that starting them pays; where no process may be
+        started (in one that is a daemon itself), one patch after the other here. What is rendered is the same.
+        Stopped half-way, the next call goes on with what is missing. ValueError for a number of workers below 0.
+        """
+        missing = [n for n in range(len(self)) if not self._path(n).exists()]
+        if workers is None:
+            may = not multiprocessing.current_process().daemon
+            workers = min(torch.get_num_threads(), len(missing) // _WORTH) if may else 0
+        if workers < 0:
+            raise ValueError(f"workers is {workers}: expected 0 (no process but this one) or more.")
+        made = (self._write(self._path(n), self._render(n)) for n in missing)
+        if workers > 1 and missing:
+            made = self._side_by_side(missing, min(workers, len(missing)))
+        for _ in track(missing, f"{self.name} {self.split}", "patches") if progress and missing else missing:
+            next(made)
+
+    def _side_by_side(self, missing: list[int], workers: int) -> Iterator[None]:
+        """Write patches in other processes; None for each that is there, in their order."""
+        spawned = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
+        pool = ProcessPoolExecutor(workers, spawned, initializer=_begin, initargs=(self,))
+        try:
+            yield from pool.map(_render_one, missing)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def __getstate__(self) -> dict:
+        """What another process is given: not the patches in memory."""
+        return self.__dict__ | {"_memory": None if self._memory is None else {}}
+
+
+_in_process: TwinDataset | None = None
+
+
+def _begin(data: TwinDataset) -> None:
+    """Start a process that renders for another one, which alone answers to Ctrl-C."""
+    global _in_process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _in_process = data
+
+
+def _render_one(n: int) -> None:
+    _in_process._write(_in_process._path(n), _in_process._render(n))
 
 
 def _chosen(preset: Preset, name: str, options: dict) -> dict:
@@ -392,6 +455,7 @@ def dataset(
     seed: int = 0,
     size: int | Size | None = None,
     count: int | None = None,
+    device: str | torch.device | None = None,
     **options: str | int,
 ) -> TwinDataset:
     """A set of the twin by name, for example ``dataset("mm5b-gaofen2", "train")``.
@@ -401,6 +465,10 @@ def dataset(
     ``state`` (chesapeake: 0 to 5, or "all"), ``domain`` (loveda: "urban", "rural" or "both"), ``product`` (poland)
     and ``series`` (whu-h2sr-mt); ``PRESETS[name].values`` lists them. Nothing is rendered yet. ValueError for an
     unknown name, split, profile or option.
+
+    ``device`` is where images are made, as in ``render``; as some pixels then differ by one digital number, such a
+    set has another fingerprint and a cache of its own. Make it before training, with ``prepare``: processes that
+    read it for a DataLoader cannot use a GPU.
     """
     if name not in PRESETS:
         raise ValueError(f"no data set {name!r} in the twin: choose one of {', '.join(PRESETS)}.")
@@ -419,4 +487,4 @@ def dataset(
     sides = (size,) if isinstance(size, int) else tuple(size)
     if min(sides) < 1 or len(sides) > 2 or count < 1:
         raise ValueError(f"size {size}, count {count}: expected positive numbers.")
-    return TwinDataset(name, split, seed, size, count, chosen)
+    return TwinDataset(name, split, seed, size, count, chosen, device)

@@ -10,10 +10,11 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hierlab._io import atomic
+from hierlab.data.progress import track
 from hierlab.twin.datasets import TWIN_VERSION, TwinDataset, dataset, share
 from hierlab.twin.layouts import LAYOUTS, LISTS, POTSDAM, VAIHINGEN, Item
 from hierlab.twin.presets import PRESETS, SPLITS
@@ -125,7 +126,8 @@ def export(made: Sequence[TwinDataset], folder: str | Path, progress: bool = Fal
     target = _Folder(folder, about)
     done = {"written": 0, "kept": 0}
     lists: dict[str, list[list[str]]] = {}
-    for data, n in _shown([(part, n) for part in made for n in range(len(part))], first.name, progress):
+    items = [(part, n) for part in made for n in range(len(part))]
+    for data, n in track(items, first.name, "items") if progress else items:
         names = []
         for name, write in LAYOUTS[data.name](Item(data, n)):
             names.append(name)
@@ -151,20 +153,3 @@ def _list(rows: list[list[str]], kind: str) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("image_fn", "label_fn"), *(names[:2] for names in rows)])
     return text.getvalue()
-
-
-def _shown(items: list, title: str, progress: bool) -> Iterator:
-    """Go through the items, with a bar that says how fast and how long still."""
-    if not progress:
-        yield from items
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task) -> Text:
-            return Text(f"{task.speed:.2f} items/s" if task.speed else "– items/s")
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-    with Progress(*columns) as bar:
-        yield from bar.track(items, description=title)

@@ -1,10 +1,13 @@
 """Smooth random fields, and the frame that a canonical tile is computed in."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
+import torch
 
+from hierlab.twin.arrays import matmul
 from hierlab.twin.hashing import key, mix, unit
 
 _SPLINE_GAIN = 7.24  # makes the cubic B-spline of a uniform lattice have variance 1
@@ -29,6 +32,7 @@ class Grid:
     y: np.ndarray
     step: float
     year: int = 2020
+    device = None  # fields are made by NumPy
 
     @classmethod
     def of(cls, seed: int, region: int, column: int, row: int, size: int, step_mm: int, year: int = 2020) -> "Grid":
@@ -55,23 +59,32 @@ class Grid:
         times the amplitude. Every octave is there at any GSD, so that a coarse grid holds samples of the same
         field as a fine one. ``scale`` is a whole number of millimetres.
         """
-        power = sum(gain ** (2 * octave) for octave in range(octaves)) ** 0.5
         below, across, dense = [], [], []
+        for lattice, i, j, wx, wy in self._octaves(name, scale, octaves, gain):
+            rows, columns = lattice.shape
+            if rows <= _DENSE and columns <= _DENSE:
+                across.append(lattice @ _matrix(i, wx, columns).T)
+                below.append(_matrix(j, wy, rows))
+            else:
+                dense.append(_taps(lattice.astype(np.float32), i, j, wx, wy))
+        if across:
+            dense.append((np.concatenate(below, 1) @ np.concatenate(across)).astype(np.float32))
+        return sum(dense[1:], dense[0])
+
+    def _octaves(self, name: str, scale: float, octaves: int, gain: float) -> Iterator[tuple]:
+        """Of each octave of ``noise``: the lattice, the first points of columns and rows, and their weights."""
+        power = sum(gain ** (2 * octave) for octave in range(octaves)) ** 0.5
         for octave in range(octaves):
             width = max(round(1000 * scale) >> octave, 1)
             k = key(self.seed, self.region, name, octave)
             i, wx, columns = _spline(self.ax, self.x, width)
             j, wy, rows = _spline(self.ay, self.y, width)
             lattice = unit(mix(k, columns[None], rows[:, None])) - np.float32(0.5)
-            lattice = lattice * (_SPLINE_GAIN * gain**octave / power)
-            if len(rows) <= _DENSE and len(columns) <= _DENSE:
-                across.append(lattice @ _matrix(i, wx, len(columns)).T)
-                below.append(_matrix(j, wy, len(rows)))
-            else:
-                dense.append(_taps(lattice.astype(np.float32), i, j, wx, wy))
-        if across:
-            dense.append((np.concatenate(below, 1) @ np.concatenate(across)).astype(np.float32))
-        return sum(dense[1:], dense[0])
+            yield lattice * (_SPLINE_GAIN * gain**octave / power), i, j, wx, wy
+
+    def zeros(self) -> np.ndarray:
+        """A field (H, W) float32 that is 0 everywhere."""
+        return np.zeros(self.shape, np.float32)
 
     def smooth(self, name: str, scale: int) -> np.ndarray:
         """The field of ``scattered`` at every sample (H, W), but for rounding."""
@@ -85,6 +98,34 @@ class Grid:
     def scattered(self, name: str, scale: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``scattered`` of this grid's world at points (x, y) in metres from its anchor."""
         return scattered(key(self.seed, self.region, name), scale, self.ax, self.ay, x, y)
+
+    def on(self, device: torch.device | None) -> "Grid":
+        """The same grid, whose ``noise`` is made on a torch device; itself for None."""
+        if device is None:
+            return self
+        return DeviceGrid(*(getattr(self, f.name) for f in fields(Grid)), device=device)
+
+
+@dataclass(frozen=True)
+class DeviceGrid(Grid):
+    """A grid whose fields are tensors on ``device``, equal to NumPy's but for rounding (some 10⁻⁶)."""
+
+    device: torch.device = field(kw_only=True)
+
+    def noise(self, name: str, scale: float, octaves: int = 1, gain: float = 0.5) -> torch.Tensor:
+        """``Grid.noise`` as a tensor (H, W) float32."""
+        total = self.zeros()
+        for lattice, i, j, wx, wy in self._octaves(name, scale, octaves, gain):
+            rows, columns = lattice.shape
+            across = matmul(self._put(lattice), self._put(_matrix(i, wx, columns)).T)
+            total += matmul(self._put(_matrix(j, wy, rows)), across)
+        return total
+
+    def zeros(self) -> torch.Tensor:
+        return torch.zeros(self.shape, device=self.device)
+
+    def _put(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self.device)
 
 
 def _spline(anchor: int, offsets: np.ndarray, width: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:

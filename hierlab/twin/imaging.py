@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hierlab.twin import optics, series, world
+from hierlab.twin.arrays import Array, empty, integers, like, matmul, numbers, of, put, whole
 from hierlab.twin.fields import Grid
 from hierlab.twin.ground import Ground
 from hierlab.twin.hashing import derive, key, scalar, unit
@@ -82,7 +83,7 @@ def flight(
 class _Optics(NamedTuple):
     """Endmembers in few numbers, under direct light and skylight (M · _ROWS, 2 R), and back to bands (R, C)."""
 
-    table: torch.Tensor
+    table: torch.Tensor  # on the host
     basis: np.ndarray
 
 
@@ -129,64 +130,88 @@ class _Mixture:
     def __init__(self, scene: world.Scene, part: tuple):
         """``part`` is the index of the samples (H, W) that matter."""
         grid = scene.grid
-        g = Ground(*(np.ascontiguousarray(getattr(scene.ground, f.name)[part]) for f in fields(Ground)))
-        kind, phase = g.kind.ravel().astype(np.int32), g.phase.ravel()
+        g = Ground(*(whole(getattr(scene.ground, f.name)[part]) for f in fields(Ground)))
+        kind, phase = integers(g.kind.ravel()), g.phase.ravel()
         self._ground: Ground = g
         self._when = kind * PHASES + phase
-        top, under, third = (m.astype(np.int32)[kind] for m in mixtures())
-        earth = MATERIAL["dark soil"]
-        under += np.where(under == earth, (g.soil.ravel() % SOILS).astype(np.int32), 0)
-        self.numbers = np.empty((kind.size, 2 * _ROWS), np.int32)
+        top, under, third = (like(m.astype(np.int32), kind)[kind] for m in mixtures())
+        under += (under == MATERIAL["dark soil"]) * integers(g.soil.ravel() % SOILS)
+        self.numbers = empty((len(kind), 2 * _ROWS), "int32", kind)
         for n in range(_ROWS):
             self.numbers[:, n] = top * _ROWS + n
         for n in range(_ROWS - 2):
             self.numbers[:, _ROWS + n] = under * _ROWS + n
         self.numbers[:, -2] = third * _ROWS
         self.numbers[:, -1] = third * _ROWS + 3
-        objects = _variety(grid.seed, grid.region)[(phase + np.uint8(37) * kind.astype(np.uint8))]
+        objects = like(_variety(grid.seed, grid.region), kind)[integers(phase + 37 * g.kind.ravel())]
         grid = replace(grid, x=grid.x[part[1]], y=grid.y[part[0]])
         within = [grid.noise(f"variety {n}", 70, 2, 0.7).ravel() for n in range(2)]
-        self._modes = [np.ascontiguousarray(objects[:, n]) for n in range(MODES)]
+        self._modes = [whole(objects[:, n]) for n in range(MODES)]
         for n in range(2):
             mode = self._modes[n]
-            mode *= np.float32(0.8)
-            mode += np.float32(0.5) * within[n]
-            mode *= np.where(mode < 0, np.float32(0.7), np.float32(1))  # absorption saturates
+            mode *= 0.8
+            mode += 0.5 * within[n]
+            mode[mode < 0] *= 0.7  # absorption saturates
         for n in (2, 3):  # what the visible alone tells wrongly: dust, bloom, wetness, in patches of 200 m and less
-            self._modes[n] += np.float32(1.1) * grid.noise(f"variety {n}", 200, 3, 0.7).ravel()
+            self._modes[n] += 1.1 * grid.noise(f"variety {n}", 200, 3, 0.7).ravel()
         if grid.step <= _CLOSE:  # lit and dry foliage, tufts and weeds
-            mottle = np.exp(np.float32(0.6) * grid.noise("mottle", 3, 2, 0.6).ravel())
-            self._modes[2] += _mottled()[kind] * (mottle - np.float32(np.exp(0.18)))
+            mottle = of(kind).exp(0.6 * grid.noise("mottle", 3, 2, 0.6).ravel())
+            self._modes[2] += like(_mottled(), kind)[kind] * (mottle - float(np.exp(0.18)))
 
-    def weights(self, day: float) -> np.ndarray:
+    def weights(self, day: float) -> Array:
         """Weights (N, 2 · _ROWS) float32 of the endmembers ``numbers`` on a day of the year."""
-        g = self._ground
-        green, straw = (a[self._when] for a in season(day))
+        g, xp = self._ground, of(self.numbers)
+        green, straw = (like(a, self.numbers)[self._when] for a in season(day))
         first = green
         first *= g.cover.ravel()
-        np.clip(first, 0, 1, out=first)
+        xp.clip(first, 0, 1, out=first)
         rest = 1 - first
         straw += g.dirt.ravel()
-        last = np.clip(straw, 0, 1, out=straw)
+        last = xp.clip(straw, 0, 1, out=straw)
         last *= rest
         rest -= last
         bright = g.bright.ravel()
         for share in (first, rest, last):
             share *= bright
-        out = np.empty(self.numbers.shape, np.float32)
-        ripe = self._modes[0] + ripeness(day)[self._when]
+        out = empty(tuple(self.numbers.shape), "float32", self.numbers)
+        ripe = self._modes[0] + like(ripeness(day), self.numbers)[self._when]
         out[:, 0], out[:, _ROWS], out[:, -2] = first, rest, last
         for n, mode in enumerate((ripe, *self._modes[1:]), 1):
-            np.multiply(first, mode, out=out[:, n])
+            xp.multiply(first, mode, out=out[:, n])
         for n in (1, 2):
-            np.multiply(rest, self._modes[n - 1], out=out[:, _ROWS + n])
-        np.multiply(last, self._modes[2], out=out[:, -1])
+            xp.multiply(rest, self._modes[n - 1], out=out[:, _ROWS + n])
+        xp.multiply(last, self._modes[2], out=out[:, -1])
         return out
+
+    def mixed(self, table: torch.Tensor, day: float) -> Array:
+        """Every sample's endmembers of a ``table`` (M, D), summed by their weights on a day: (N, D) float32."""
+        numbers, weights, host = self.numbers, self.weights(day), of(self.numbers) is np
+        if host:
+            numbers, weights = torch.from_numpy(numbers), torch.from_numpy(weights)
+        found = torch.nn.functional.embedding_bag(
+            numbers, table.to(numbers.device), per_sample_weights=weights, mode="sum"
+        )
+        return found.numpy() if host else found
 
 
 @lru_cache(maxsize=2)
-def _mixture(seed: int, region: int, column: int, row: int, step_mm: int, oversample: int, year: int) -> _Mixture:
-    return _Mixture(world.tile(seed, region, column, row, step_mm, oversample, year), _needed(step_mm, oversample))
+def _scene(
+    seed: int, region: int, column: int, row: int, step_mm: int, oversample: int, year: int, device: torch.device | None
+) -> world.Scene:
+    """``world.tile`` on a device."""
+    scene = world.tile(seed, region, column, row, step_mm, oversample, year)
+    if device is None:
+        return scene
+    ground = Ground(*(put(getattr(scene.ground, f.name), device) for f in fields(Ground)))
+    return world.Scene(ground, put(scene.relief, device), scene.grid.on(device))
+
+
+@lru_cache(maxsize=2)
+def _mixture(
+    seed: int, region: int, column: int, row: int, step_mm: int, oversample: int, year: int, device: torch.device | None
+) -> _Mixture:
+    scene = _scene(seed, region, column, row, step_mm, oversample, year, device)
+    return _Mixture(scene, _needed(step_mm, oversample))
 
 
 def _needed(step_mm: int, oversample: int) -> tuple[slice, slice]:
@@ -195,26 +220,33 @@ def _needed(step_mm: int, oversample: int) -> tuple[slice, slice]:
     return np.s_[first:-first, first:-first]
 
 
-def _codes(sensor: Sensor, seed: int, region: int, column: int, row: int, year: int, sun: Flight) -> np.ndarray:
+def _codes(
+    sensor: Sensor,
+    seed: int,
+    region: int,
+    column: int,
+    row: int,
+    year: int,
+    sun: Flight,
+    device: torch.device | None,
+) -> Array:
     """The lit and blurred ground of one tile, without air: (R, size, size) float32."""
     step, n = sensor.step_mm, sensor.oversample
-    scene = world.tile(seed, region, column, row, step, n, year)
-    mixture = _mixture(seed, region, column, row, step, n, year)
-    weights = mixture.weights((sun.day - style(seed, region).season - 1) % 365 + 1)
+    scene = _scene(seed, region, column, row, step, n, year, device)
+    mixture = _mixture(seed, region, column, row, step, n, year, device)
     table = _optics(sensor, seed, region, round(sun.haze, 1)).table
-    mixed = torch.nn.functional.embedding_bag(
-        torch.from_numpy(mixture.numbers), table, per_sample_weights=torch.from_numpy(weights), mode="sum"
-    ).numpy()
+    mixed = mixture.mixed(table, (sun.day - style(seed, region).season - 1) % 365 + 1)
     part, rank = _needed(step, n), table.shape[1] // 2
-    direct, sky = (np.ascontiguousarray(a[part])[..., None] for a in optics.lit(scene, sun.sun))
+    direct, sky = (whole(a[part])[..., None] for a in optics.lit(scene, sun.sun))
     rows, columns = direct.shape[:2]
     mixed = mixed.reshape(rows, columns, 2 * rank)
     out = mixed[..., :rank] * direct
     out += mixed[..., rank:] * sky
     if n > 1:
         out = sum(out[k::n] for k in range(1, n)) + out[::n]
-        out = (sum(out[:, k::n] for k in range(1, n)) + out[:, ::n]) * np.float32(1 / n**2)
-    return np.ascontiguousarray(optics.blur(out, sensor.psf).transpose(2, 0, 1))
+        out = (sum(out[:, k::n] for k in range(1, n)) + out[:, ::n]) * (1 / n**2)
+    out = optics.blur(out, sensor.psf)
+    return whole(of(out).moveaxis(out, -1, 0))
 
 
 class Tile(NamedTuple):
@@ -223,65 +255,78 @@ class Tile(NamedTuple):
     The last three codes belong to haze, clouds and to light that is always there.
     """
 
-    codes: np.ndarray
-    bands: np.ndarray
+    codes: Array
+    bands: Array
     valid: np.ndarray | None
 
 
 @lru_cache(maxsize=6)
-def tile(sensor: Sensor, seed: int, region: int, column: int, row: int, year: int, day: int | None) -> tuple[Tile, ...]:
-    """A tile of the sensor, date by date (of a single image: one)."""
+def tile(
+    sensor: Sensor,
+    seed: int,
+    region: int,
+    column: int,
+    row: int,
+    year: int,
+    day: int | None,
+    device: torch.device | None = None,
+) -> tuple[Tile, ...]:
+    """A tile of the sensor, date by date (of a single image: one), made by NumPy or on a torch device."""
     out = []
     size = world.tile_size(sensor.step_mm)
-    pixels = Grid.of(seed, region, column * size, row * size, size, sensor.step_mm, year)
+    pixels = Grid.of(seed, region, column * size, row * size, size, sensor.step_mm, year).on(device)
     nm = np.array(sensor.wavelengths)
     for date in sensor.dates or (day,):
         f = flight(sensor, seed, region, column // sensor.scene, row // sensor.scene, year, date)
-        ground = _codes(sensor, seed, region, column, row, year, f)
-        codes = np.empty((len(ground) + 3, size, size), np.float32)
+        ground = _codes(sensor, seed, region, column, row, year, f, device)
+        codes = empty((len(ground) + 3, size, size), "float32", ground)
         codes[:-3], codes[-2], codes[-1] = ground, 0, 1
-        depth = np.float32(sensor.air * f.aerosol)
-        codes[-3] = depth * (1 + np.float32(0.45) * pixels.noise(f"haze {sensor.name} {date}", 4000, 4, 0.7))
+        depth = sensor.air * f.aerosol
+        codes[-3] = depth * (1 + 0.45 * pixels.noise(f"haze {sensor.name} {date}", 4000, 4, 0.7))
         valid = None
         if sensor.dates:
             above = series.sky(pixels, sensor.name, date, f.sun, sensor.clouds)
-            codes[-3] += np.float32(0.25) * above.haze
+            codes[-3] += 0.25 * above.haze
             codes[:-3] *= (1 - above.opacity) * (1 - above.shade)
             codes[-3] *= 1 - above.opacity
             codes[-2] = above.opacity
-            valid = above.valid
-        codes[:-3] *= 1 - np.float32(0.35) * codes[-3]
+            valid = above.valid if device is None else above.valid.cpu().numpy()
+        codes[:-3] *= 1 - 0.35 * codes[-3]
         if f.tilt:
             across = (np.arange(size, dtype=np.float32) + np.float32(column % sensor.scene * size)) / np.float32(
                 sensor.scene * size
             )
-            codes[:-3] *= 1 + np.float32(2 * f.tilt) * (across - np.float32(0.5))
+            codes[:-3] *= like(1 + np.float32(2 * f.tilt) * (across - np.float32(0.5)), codes)
         signal = np.array(f.gains) if sensor.gamma != 1 else np.array(f.gains) * np.array(sensor.gain)
         base = np.zeros(len(nm)) if sensor.gamma != 1 else np.array(sensor.offset) * np.array(f.gains) ** 0.5
         basis = _optics(sensor, seed, region, round(f.haze, 1)).basis
         air = 0.16 * (nm / 550) ** -1.3
         bright = 0.72 - 0.1 * np.clip((nm - 1000) / 1200, 0, 1)
         bands = np.concatenate([basis.T, air[:, None], bright[:, None]], 1) * signal[:, None]
-        out.append(Tile(codes, np.concatenate([bands, base[:, None]], 1).astype(np.float32), valid))
+        bands = np.concatenate([bands, base[:, None]], 1).astype(np.float32)
+        out.append(Tile(codes, like(bands, codes), valid))
     return tuple(out)
 
 
 def strip(sensor: Sensor, made: Tile, k: np.uint32, first: int, out: np.ndarray, rows: slice, columns: slice) -> None:
     """Write digital numbers of the strip of rows from ``first`` on to ``out`` (C, H, W).
 
-    ``rows`` and ``columns`` are those of the strip that are asked for; ``k`` is the key of the tile's noise.
+    ``rows`` and ``columns`` are those of the strip that are asked for; ``k`` is the key of the tile's noise. NumPy
+    works band by band, which keeps them in the processor's cache, a device on all bands at once.
     """
-    codes = made.codes[:, first : first + STRIP]
-    signal = (made.bands @ codes.reshape(len(codes), -1)).reshape(-1, *codes.shape[1:])
+    codes, xp = made.codes[:, first : first + STRIP], of(made.codes)
+    signal = matmul(made.bands, codes.reshape(len(codes), -1)).reshape(-1, *codes.shape[1:])
     sigma = np.broadcast_to(sensor.noise, len(signal))
-    most = 2**sensor.bits - 1
-    for n, band in enumerate(signal):
+    gain, offset = (np.array(a, np.float32)[:, None, None] for a in (sensor.gain, sensor.offset))
+    step = 1 if xp is np else len(signal)
+    for n in range(0, len(signal), step):
+        some, bands = slice(n, n + step), signal[n : n + step]
         if sensor.gamma != 1:
-            np.maximum(band, np.float32(1e-4), out=band)
-            np.power(band, np.float32(sensor.gamma), out=band)
-            band *= np.float32(sensor.gain[n])
-            band += np.float32(sensor.offset[n])
-        optics.add_noise(band, k, first, n, sigma[n])
-        np.rint(band, out=band)
-        np.clip(band, 1, most, out=band)
-        out[n] = band[rows, columns]
+            xp.clip(bands, 1e-4, None, out=bands)
+            bands **= sensor.gamma
+            bands *= like(gain[some], bands)
+            bands += like(offset[some], bands)
+        optics.add_noise(bands, k, first, n, sigma[some])
+        xp.round(bands, out=bands)
+        xp.clip(bands, 1, 2**sensor.bits - 1, out=bands)
+        out[some] = numbers(bands[:, rows, columns], sensor.dtype)

@@ -7,11 +7,10 @@ Where the patches lie is said by ``Area``. Areas of different splits are never t
 metres from each other in it, which is more than the search for a rare class may wander.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from hierlab.twin import regions
-from hierlab.twin.sensor import SENSORS, Sensor
 
 EXTENT = 61_440  # metres: patches start from uniform places in a square of this side
 REACH = 120_000  # metres: how far from there a town, and from the town a class, is looked for
@@ -89,13 +88,6 @@ class Preset:
         return parts | self.options
 
 
-def sensor(name: str) -> Sensor:
-    """A sensor by name, also those that only the data sets have; ValueError for an unknown one."""
-    if name not in SENSORS and name not in VARIANTS:
-        raise ValueError(f"no sensor {name!r}: choose one of {', '.join([*SENSORS, *VARIANTS])}.")
-    return SENSORS.get(name) or VARIANTS[name]
-
-
 @lru_cache(maxsize=256)
 def region_of(name: str, seed: int, turn: int) -> int:
     """The number of the ``turn``-th region of a preset: the style that it wishes for, under this seed."""
@@ -133,40 +125,6 @@ def _one(areas: dict[str, tuple[Area, ...]], *near: str) -> tuple[Part, ...]:
 def _share(train: int, val: int, test: int) -> dict[str, int]:
     return dict(zip(SPLITS, (train, val, test), strict=True))
 
-
-_BANDS13 = {  # all of Sentinel-2's, with those for aerosol, water vapour and cirrus
-    "bands": ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"),
-    "wavelengths": (
-        *(442.7, 492.4, 559.8, 664.6, 704.1, 740.5, 782.8, 832.8, 864.7),
-        *(945.1, 1373.5, 1613.7, 2202.4),
-    ),
-    "widths": (21.0, 66.0, 36.0, 31.0, 15.0, 15.0, 20.0, 106.0, 21.0, 20.0, 31.0, 91.0, 175.0),
-    "offset": (100.0, 90.0, 70.0, 50.0, 40.0, 40.0, 30.0, 30.0, 30.0, 20.0, 10.0, 10.0, 10.0),
-    "gain": (10_000.0,) * 13,
-    "noise": (20.0, 22.0, 22.0, 24.0, 26.0, 28.0, 30.0, 30.0, 30.0, 30.0, 20.0, 26.0, 24.0),
-}
-_GOOGLE, _AERIAL, _SERIES = SENSORS["google-1m"], SENSORS["aerial-25cm"], SENSORS["sentinel2-series"]
-VARIANTS: dict[str, Sensor] = {
-    v.name: v
-    for v in (
-        replace(
-            _GOOGLE,
-            name="google-2m",
-            title="Google-Earth-like true colour, halved to 2 m",
-            gsd=2.0,
-            noise=_GOOGLE.noise / 2,  # the mean of four pixels
-            scene=_GOOGLE.scene // 2,
-        ),
-        replace(_AERIAL, name="aerial-30cm", title="aerial true colour, 30 cm", gsd=0.3),
-        replace(
-            _SERIES,
-            name="sentinel2-12-dates",
-            title="Sentinel-2-like, 13 bands, 12 dates of a year",
-            dates=tuple(range(15, 366, 30)),
-            **_BANDS13,
-        ),
-    )
-}
 
 _STATES = ("de", "md", "ny", "pa", "va", "wv")
 _MM5B = {"tree": "mm5b", "group": "mm5b", "parts": _one(_regions(8, 3, 3)), "first": 0}

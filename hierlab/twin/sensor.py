@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from hierlab._io import atomic
-from hierlab.twin import imaging, world
+from hierlab.twin import arrays, imaging, world
 from hierlab.twin.hashing import key
 from hierlab.twin.sensors import SENSORS, Sensor, lookup
 from hierlab.twin.world import YEAR
@@ -69,6 +70,7 @@ def render(
     window: tuple[int, int, int, int],
     year: int = YEAR,
     day: int | None = None,
+    device: str | torch.device | None = None,
 ) -> Render:
     """The image, or the series, and the true labels of a window.
 
@@ -78,8 +80,13 @@ def render(
     however a window is cut, its pixels are the same, bit for bit. Memory grows with the window alone; for scenes
     that should not be held whole, use ``render_geotiff``. ValueError for a window or day out of range, and for a
     ``day`` with a series, whose dates are fixed.
+
+    With a torch ``device`` ("cuda") the image is made there: light, air, bands and noise; what stands on the ground
+    stays the host's work, and the labels are the same. The same holds of it on that device, but beside the host's
+    image some pixels differ by one digital number, as sums are rounded in another order. ValueError where there is
+    no such device.
     """
-    sensor = lookup(sensor)
+    sensor, where = lookup(sensor), arrays.place(device)
     x, y, width, height = window = _checked(window, sensor.gsd)
     if day is not None and (sensor.dates or not 1 <= day <= 365):
         raise ValueError(f"day {day}: expected 1–365, and none for a series.")
@@ -88,7 +95,7 @@ def render(
     valid = np.empty((dates, height, width), bool) if sensor.dates else None
     label, kind = (np.empty((height, width), np.uint8) for _ in range(2))
     for column, row, (rows, columns), outer in world.windows(window, sensor.step_mm):
-        for n, tile in enumerate(imaging.tile(sensor, seed, region, column, row, year, day)):
+        for n, tile in enumerate(imaging.tile(sensor, seed, region, column, row, year, day, where)):
             k = key(seed, region, sensor.name, "noise", year, n, column, row)
             part = image[n][(slice(None), *outer)]
             for first in range(rows.start // imaging.STRIP * imaging.STRIP, rows.stop, imaging.STRIP):
@@ -258,6 +265,7 @@ def render_geotiff(
     year: int = YEAR,
     legend: str | None = None,
     product: str | None = None,
+    device: str | torch.device | None = None,
 ) -> None:
     """Write a window as a tiled GeoTIFF, piece by piece, so that memory does not grow with the window.
 
@@ -271,12 +279,12 @@ def render_geotiff(
     ``legend`` those of another of ``legends.LEGENDS``, with ``product`` a label product (``products.PRODUCTS``). The
     map has the codes that the class tree gives its classes on disk (MM-5B: leaf id + 1, so 1–18), 255 or MM-5B's 0
     for unlabelled as nodata, the classes' names in its tags and their colours in its colour table.
-    ``transform`` says how it maps to ``CRS``. ValueError for a bad name or window.
+    ``transform`` says how it maps to ``CRS``. ``device`` as in ``render``. ValueError for a bad name or window.
     """
     import rasterio
     from rasterio.windows import Window
 
-    sensor = lookup(sensor)
+    sensor, where = lookup(sensor), arrays.place(device)
     x, y, width, height = window = _checked(window, sensor.gsd)
     made = _map(sensor, seed, region, year, legend, product) if truth or legend or product else None
     profile = {"driver": "GTiff", "width": width, "height": height, "crs": CRS, "compress": "deflate"}
@@ -305,7 +313,7 @@ def render_geotiff(
             if made:
                 file.write(made.codes(piece), 1, window=place)
                 continue
-            seen = render(sensor, seed, region, piece, year)
+            seen = render(sensor, seed, region, piece, year, device=where)
             image = seen.image
             if seen.valid is not None:
                 image = (image * seen.valid[:, None]).reshape(-1, *image.shape[2:])

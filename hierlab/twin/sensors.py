@@ -1,6 +1,6 @@
 """The sensors: bands, resolution, point spread, noise, numbers and times of flight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -281,11 +281,48 @@ _ALL = (
 )
 SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in _ALL}
 
+_BANDS13 = {  # all of Sentinel-2's, with those for aerosol, water vapour and cirrus
+    "bands": ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"),
+    "wavelengths": (
+        *(442.7, 492.4, 559.8, 664.6, 704.1, 740.5, 782.8, 832.8, 864.7),
+        *(945.1, 1373.5, 1613.7, 2202.4),
+    ),
+    "widths": (21.0, 66.0, 36.0, 31.0, 15.0, 15.0, 20.0, 106.0, 21.0, 20.0, 31.0, 91.0, 175.0),
+    "offset": (100.0, 90.0, 70.0, 50.0, 40.0, 40.0, 30.0, 30.0, 30.0, 20.0, 10.0, 10.0, 10.0),
+    "gain": (10_000.0,) * 13,
+    "noise": (20.0, 22.0, 22.0, 24.0, 26.0, 28.0, 30.0, 30.0, 30.0, 30.0, 20.0, 26.0, 24.0),
+}
+_GOOGLE, _AERIAL, _SERIES = SENSORS["google-1m"], SENSORS["aerial-25cm"], SENSORS["sentinel2-series"]
+VARIANTS: dict[str, Sensor] = {  # that some of the data sets have
+    v.name: v
+    for v in (
+        replace(
+            _GOOGLE,
+            name="google-2m",
+            title="Google-Earth-like true colour, halved to 2 m",
+            gsd=2.0,
+            noise=_GOOGLE.noise / 2,  # the mean of four pixels
+            scene=_GOOGLE.scene // 2,
+        ),
+        replace(_AERIAL, name="aerial-30cm", title="aerial true colour, 30 cm", gsd=0.3),
+        replace(
+            _SERIES,
+            name="sentinel2-12-dates",
+            title="Sentinel-2-like, 13 bands, 12 dates of a year",
+            dates=tuple(range(15, 366, 30)),
+            **_BANDS13,
+        ),
+    )
+}
+
 
 def lookup(sensor: str | Sensor) -> Sensor:
-    """The sensor of that name; a ``Sensor`` is returned as it is. ValueError if there is none."""
+    """The sensor of that name, one of the data sets' own included; a ``Sensor`` is returned as it is.
+
+    ValueError if there is none.
+    """
     if isinstance(sensor, Sensor):
         return sensor
-    if sensor not in SENSORS:
-        raise ValueError(f"no sensor {sensor!r} in the twin: choose one of {', '.join(SENSORS)}.")
-    return SENSORS[sensor]
+    if sensor not in SENSORS and sensor not in VARIANTS:
+        raise ValueError(f"no sensor {sensor!r} in the twin: choose one of {', '.join([*SENSORS, *VARIANTS])}.")
+    return SENSORS.get(sensor) or VARIANTS[sensor]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hierlab.twin.arrays import Array
 from hierlab.twin.fields import Grid
 from hierlab.twin.hashing import key, scalar
 from hierlab.twin.optics import Sun
@@ -24,10 +25,10 @@ class Sky(NamedTuple):
     ``valid`` is true where neither a cloud nor its shadow is in the way.
     """
 
-    opacity: np.ndarray
-    shade: np.ndarray
-    haze: np.ndarray
-    valid: np.ndarray
+    opacity: Array
+    shade: Array
+    haze: Array
+    valid: Array
 
 
 def cloudiness(k: np.uint32, mean: float) -> float:
@@ -37,14 +38,14 @@ def cloudiness(k: np.uint32, mean: float) -> float:
     return float(share ** (np.log(mean) / np.log(0.5))) if mean > 0 else 0.0
 
 
-def _opacity(grid: Grid, name: str, share: float, fronts: float) -> np.ndarray:
+def _opacity(grid: Grid, name: str, share: float, fronts: float) -> Array:
     """Clouds over ``share`` of the sky; ``fronts`` (0 to 1) is how much they stand together."""
     if share <= 0.01:
-        return np.zeros(grid.shape, np.float32)
-    field = np.float32(fronts) * grid.noise(f"{name} fronts", 9000, 3)
-    field += np.float32((1 - fronts**2) ** 0.5) * grid.noise(name, 1500, 5, 0.62)
-    rise = field - np.float32(NormalDist().inv_cdf(1 - min(share, 0.99)))
-    thick = np.clip(rise * np.float32(1 / _SOFT), 0, 1)
+        return grid.zeros()
+    field = fronts * grid.noise(f"{name} fronts", 9000, 3)
+    field += (1 - fronts**2) ** 0.5 * grid.noise(name, 1500, 5, 0.62)
+    rise = field - NormalDist().inv_cdf(1 - min(share, 0.99))
+    thick = (rise * (1 / _SOFT)).clip(0, 1)
     return thick * thick * (3 - 2 * thick)
 
 
@@ -57,7 +58,7 @@ def sky(grid: Grid, name: str, day: int, light: Sun, mean: float) -> Sky:
     reach = scalar(k, 2, 600, 2600) / np.tan(np.radians(light.elevation))
     east, north = np.sin(np.radians(light.azimuth)), np.cos(np.radians(light.azimuth))
     towards = dataclasses.replace(grid, ax=grid.ax + round(reach * east), ay=grid.ay - round(reach * north))
-    shade = np.float32(0.62) * _opacity(towards, field, share, fronts) * (1 - opacity)
-    thin = np.maximum(grid.noise(f"{field} thin", 5000, 3) + np.float32(scalar(k, 3, -1.2, 1.0)), 0)
-    haze = np.float32(0.5) * thin * np.float32(0.5 + share)
+    shade = 0.62 * _opacity(towards, field, share, fronts) * (1 - opacity)
+    thin = (grid.noise(f"{field} thin", 5000, 3) + scalar(k, 3, -1.2, 1.0)).clip(0)
+    haze = 0.5 * thin * (0.5 + share)
     return Sky(opacity, shade, haze, (opacity < _CLEAR) & (shade < _CLEAR))

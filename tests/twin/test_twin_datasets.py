@@ -191,6 +191,42 @@ def test_the_cache_is_read_back_and_a_longer_set_begins_with_the_shorter(monkeyp
         assert torch.equal(short[n]["image"], longer[n]["image"]) and torch.equal(short[n]["label"], longer[n]["label"])
 
 
+def test_processes_side_by_side_render_what_one_renders(tmp_path, monkeypatch):
+    wanted = [twin.dataset("mm5b-sentinel2", "val", "smoke", size=16, count=5)._render(n) for n in range(5)]
+    monkeypatch.setenv("HIERLAB_CACHE", str(tmp_path))
+    data = twin.dataset("mm5b-sentinel2", "val", "smoke", size=16, count=5)
+    data.prepare(workers=2)
+    files = sorted(path.name for path in data.folder.iterdir())
+    assert files == [f"{n:06d}.npz" for n in range(5)]
+    for n in range(5):
+        assert all((data.patch(n)[k] == wanted[n][k]).all() for k in ("image", "label"))
+    (data.folder / "000003.npz").unlink()
+    asked = []
+    monkeypatch.setattr(twin.TwinDataset, "_render", lambda self, n: asked.append(n) or wanted[n])
+    data.prepare(workers=0)
+    assert asked == [3] and sorted(path.name for path in data.folder.iterdir()) == files
+    with pytest.raises(ValueError, match="workers is -2"):
+        data.prepare(workers=-2)
+
+
+@pytest.mark.parametrize(("daemon", "count", "many"), [(False, 200, 4), (False, 70, 2), (False, 40, 0), (True, 200, 0)])
+def test_as_many_processes_as_pay(daemon, count, many, monkeypatch):
+    data, started = twin.dataset("mm5b-sentinel2", "val", "smoke", size=16, count=count), []
+    monkeypatch.setattr(datasets.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(datasets.multiprocessing.current_process(), "_config", {"daemon": daemon})
+    monkeypatch.setattr(data, "_path", lambda n: data.folder / "not there")
+    monkeypatch.setattr(data, "_render", lambda n: None)
+    monkeypatch.setattr(data, "_write", lambda path, patch: None)
+
+    def side_by_side(missing, workers):
+        started.append(workers)
+        return (None for _ in missing)
+
+    monkeypatch.setattr(data, "_side_by_side", side_by_side)
+    data.prepare()
+    assert started == ([many] if many else [])
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", "half", "flip"])
 def test_a_damaged_file_is_rendered_again(damage):
     data = twin.dataset(NAME, "test", "smoke", count=1)

@@ -13,9 +13,10 @@ from scipy.io import netcdf_file
 
 from hierlab import twin
 from hierlab.tree import ClassTree
-from hierlab.twin import export, layouts, presets
+from hierlab.twin import export, layouts, sensors
+from hierlab.twin.sensors import lookup
 
-FULL = {name: presets.sensor(name).dates for name in ("sentinel2-series", "sentinel2-12-dates")}
+FULL = {name: lookup(name).dates for name in ("sentinel2-series", "sentinel2-12-dates")}
 DATES = 3  # of a series in the tests; the real numbers are asserted apart
 BANDS = {
     **{"mm5b-gaofen2": 4, "mm5b-sentinel2": 10, "mm5b-google": 3, "crop10m": 10, "whdld": 3, "chesapeake": 4},
@@ -39,7 +40,7 @@ def cache(tmp_path_factory):
     """A cache of our own, and series of a few dates."""
     patch = pytest.MonkeyPatch()
     patch.setenv("HIERLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    for table in (presets.SENSORS, presets.VARIANTS):
+    for table in (sensors.SENSORS, sensors.VARIANTS):
         for name in FULL.keys() & table.keys():
             patch.setitem(table, name, dataclasses.replace(table[name], dates=FULL[name][5 : 5 + DATES]))
     yield
