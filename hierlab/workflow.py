@@ -155,6 +155,7 @@ def prepare(
     shortest = min(min(scene.height, scene.width) for scene in scenes)
     patch = min(recipe.patch, max(PATCH_UNIT, shortest // 4 // PATCH_UNIT * PATCH_UNIT))
     block = block or 2 * patch
+    window = _window(patch, [side for scene in scenes for side in (scene.height, scene.width)])
     labelled = [LabelledScene(*parts) for parts in zip(scenes, rasters, beneath, strict=True)]
     splits = blocked_split(labelled, block, validation, seed, test)
     sources = list(zip(labelled, splits, strict=True))
@@ -165,8 +166,8 @@ def prepare(
         train=RasterDataset(
             sources, patch, "train", recipe.steps * recipe.batch_size, seed=seed, balance=recipe.balance
         ),
-        validation=RasterDataset(sources, max(patch, WINDOWS), "validation"),
-        test=RasterDataset(sources, max(patch, WINDOWS), "test") if test else None,
+        validation=RasterDataset(sources, window, "validation"),
+        test=RasterDataset(sources, window, "test") if test else None,
         statistics=statistics(sources, seed=seed),
         patch=patch,
         block=block,
@@ -268,8 +269,15 @@ def window_of(config: dict) -> int:
     """Side in pixels of the windows in which a model is evaluated and maps.
 
     They are the same, because a network that pools over its window, as BHCCM does, answers differently in another.
+    So they are also no larger than the scenes of the run, if those are small: what lies beside a scene is nothing.
     """
-    return max(config["patch"], WINDOWS)
+    grids = config.get("data", {}).get("grids", [])
+    return _window(config["patch"], [side for grid in grids for side in grid[:2]])
+
+
+def _window(patch: int, sides: Sequence[int]) -> int:
+    """Side of the windows for patches of ``patch`` pixels, of scenes with these ``sides``."""
+    return max(patch, min(WINDOWS, max(sides, default=WINDOWS)))
 
 
 def _grid(scene: LabelledScene | Scene) -> list:

@@ -52,6 +52,12 @@ def test_prepare_shrinks_the_patch_and_drops_absent_classes(files):
     prepared = workflow.prepare([files["image0"]], [files["label0"]], TREE, recipe, only_present=True, block=48)
     assert prepared.patch == 32 and prepared.tree.classes[1] == ("open water", "evergreen forest")
     assert prepared.validation.counts.sum() > 0 and prepared.test is None
+    assert prepared.validation.patch == 160  # the longer side: there is nothing to see beside so small a scene
+    config = {"patch": 32, "data": workflow.data_config(prepared)}
+    assert workflow.window_of(config) == 160
+    assert workflow.window_of(config | {"patch": 192}) == 192 and workflow.window_of({"patch": 32}) == 256
+    config["data"]["grids"].append([300, 90])
+    assert workflow.window_of(config) == 256
     assert any("validation" in line for line in prepared.describe())
 
 
