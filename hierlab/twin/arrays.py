@@ -100,9 +100,9 @@ def around(a: Array, size: int) -> Array:
 
 
 def numbers(a: Array, dtype: str) -> np.ndarray:
-    """On the host, as ``dtype``, "uint8" or "uint16"; whole numbers that fit it."""
+    """Whole numbers that fit ``dtype``, "uint8" or "uint16", on the host; what is there is left as it is."""
     if not isinstance(a, torch.Tensor):
-        return a.astype(dtype)
+        return a
     if dtype == "uint8":
         return a.to(torch.uint8).cpu().numpy()
     return a.to(torch.int32).to(torch.int16).cpu().numpy().view(np.uint16)  # the bits of a uint16
