@@ -89,7 +89,8 @@ lock: ## renew requirements.lock from pyproject.toml (in a fresh environment)
 	rm -rf _build/lock; \
 	$(or $(PYTHON),python3) -m venv _build/lock; \
 	_build/lock/bin/python -m pip install --quiet --upgrade setuptools wheel; \
-	_build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[book,scale,test]'; \
+	: 'soupsieve 3 needs Python 3.11.5, and Debian 12 has 3.11.2'; \
+	_build/lock/bin/python -m pip install --quiet --no-build-isolation --editable '.[book,scale,test]' 'soupsieve<3'; \
 	_build/lock/bin/python -m pip check; \
 	{ sed -n '/^#/p' requirements.lock; \
 	  _build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | grep -v '^#' | \

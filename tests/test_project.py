@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import hierlab
@@ -54,6 +56,18 @@ def test_lock_pins_versions_only(lock):
         assert version(pin)
         assert pin.url is None, f"{pin} is pinned to a place, not to a version"
         assert "+" not in version(pin), f"{pin} is a local build"
+
+
+def test_every_pin_installs_on_the_first_python_3_11(lock):
+    refuse = {}
+    for name in lock:
+        try:
+            needs = metadata.metadata(name)["Requires-Python"]
+        except metadata.PackageNotFoundError:  # for another system
+            continue
+        if needs and "3.11.0" not in SpecifierSet(needs):
+            refuse[name] = needs
+    assert not refuse and len(lock) > 100
 
 
 def test_lock_names_no_place():
