@@ -238,8 +238,6 @@ class ClassTree:
             self._check_labels(label)
             row = np.where(label == IGNORE, last, label).astype(np.intp)
             return np.moveaxis(self._target_table[row], -1, 0)
-        if label.ndim != 3:
-            raise TreeError(f"Labels are (B, H, W); got {tuple(label.shape)}. Add a batch of one: label[None].")
         if label.device.type == "cpu":
             self._check_labels(label.numpy())
         row = torch.where(label == IGNORE, last, label.long())
