@@ -16,7 +16,7 @@ from hierlab.checkpoints import Normalize
 from hierlab.data import Augment, LabelledScene, RasterDataset, Scene, Series, augment, blocked_split, series_statistics
 from hierlab.data.grid import apply
 from hierlab.stsnet import grid_between, sample
-from hierlab.twin import export, presets
+from hierlab.twin import export, sensors
 
 FINE = from_origin(400_000, 5_800_000, 1, 1)
 COARSE = from_origin(399_997, 5_800_004, 10, 10)  # 3 columns and 4 rows of the image before its first pixel
@@ -163,8 +163,8 @@ def test_what_is_wrong_is_said(scene, make, stack, tmp_path):
 
 def test_the_twins_own_files_are_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HIERLAB_CACHE", str(tmp_path / "cache"))
-    sensor = presets.SENSORS["sentinel2-series"]
-    monkeypatch.setitem(presets.SENSORS, "sentinel2-series", dataclasses.replace(sensor, dates=sensor.dates[8:14]))
+    sensor = sensors.SENSORS["sentinel2-series"]
+    monkeypatch.setitem(sensors.SENSORS, "sentinel2-series", dataclasses.replace(sensor, dates=sensor.dates[8:14]))
     data = twin.dataset("whu-h2sr-mt", "train", "smoke", size=30, count=1)
     export.export([data], tmp_path / "set")
     item = data[0]

@@ -165,13 +165,16 @@ def test_flights_differ_and_a_scene_has_one():
 
 def test_noise_has_the_deviation_asked_for_and_no_pattern():
     image, other = np.zeros((2, 64, 512), np.float32)
-    optics.add_noise(image, np.uint32(7), 0, 1, 3.0)
+    optics.add_noise(image[None], np.uint32(7), 0, 1, np.array([3.0]))
     assert abs(image.std() - 3) < 0.06 and abs(image.mean()) < 0.1
     assert np.abs(np.corrcoef(image) - np.eye(64)).max() < 0.25
     for key, first, band in ((8, 0, 1), (7, 0, 2), (7, 64, 1)):
         other[:] = 0
-        optics.add_noise(other, np.uint32(key), first, band, 3.0)
+        optics.add_noise(other[None], np.uint32(key), first, band, np.array([3.0]))
         assert abs(np.corrcoef(image.ravel(), other.ravel())[0, 1]) < 0.05
+    both = np.zeros((2, 64, 512), np.float32)
+    optics.add_noise(both, np.uint32(7), 0, 1, np.array([3.0, 6.0]))
+    assert (both[0] == image).all() and abs(both[1].std() - 6) < 0.12  # bands together are the bands one by one
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -371,9 +374,9 @@ def test_files_are_written_in_pieces_that_cover_the_window_once(tmp_path, monkey
 def test_what_gdal_holds_of_a_file_does_not_grow_with_the_window(tmp_path, monkeypatch):
     limits, real = set(), sensor.render
 
-    def spy(*given):
+    def spy(*given, **named):
         limits.add(rasterio.env.getenv()["GDAL_CACHEMAX"])
-        return real(*given)
+        return real(*given, **named)
 
     monkeypatch.setattr(sensor, "render", spy)
     monkeypatch.setattr(sensor, "_CACHE", 2**20)
